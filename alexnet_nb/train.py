@@ -4,35 +4,35 @@
 
 # %% auto #0
 __all__ = ['RESUME_MAY_CHANGE', 'make_optimizer', 'rescale_velocity', 'make_scheduler', 'Evaluation', 'evaluate',
-           'confusion_matrix', 'save_checkpoint', 'copy_checkpoint', 'read_checkpoint', 'architecture', 'build_model',
-           'random_state', 'set_random_state', 'group_state', 'load_data', 'make_recipe', 'Progress', 'Run',
-           'make_loaders', 'checkpoint_of', 'stored_recipe', 'stored_classes', 'new_folder', 'check_writable', 'start',
-           'restore', 'Log', 'read_log', 'kernel_grid', 'matrix_figure', 'prediction_figure', 'write_panels',
-           'write_hparams', 'draw_curves', 'Stopped', 'StopFlag', 'stop_on_signals', 'warm_up', 'train_step',
-           'train_epoch', 'finish_epoch', 'warn_if_stuck', 'next_rate', 'model_path', 'save_last', 'reuse_memory',
-           'linear_accuracy', 'Result', 'versions', 'summarise', 'finish', 'save_final', 'fit', 'train_all',
-           'resume_config', 'main']
+           'confusion_matrix', 'replacing', 'save_checkpoint', 'copy_checkpoint', 'remove_leftovers', 'read_checkpoint',
+           'architecture', 'build_model', 'random_state', 'set_random_state', 'group_state', 'rates_by_group',
+           'load_data', 'make_recipe', 'Progress', 'Run', 'make_loaders', 'checkpoint_of', 'stored_recipe',
+           'stored_classes', 'new_folder', 'check_writable', 'start', 'restore', 'Log', 'read_log', 'kernel_grid',
+           'matrix_figure', 'prediction_figure', 'write_panels', 'write_hparams', 'draw_curves', 'Stopped', 'StopFlag',
+           'stop_on_signals', 'warm_up', 'precision', 'train_step', 'note_step', 'train_epoch', 'finish_epoch',
+           'warn_if_stuck', 'next_rate', 'model_path', 'save_last', 'reuse_memory', 'fit_linear', 'linear_accuracy',
+           'Result', 'versions', 'summarise', 'baseline', 'finish', 'save_final', 'explain', 'plain_errors', 'fit',
+           'open_run', 'train_all', 'resume_config', 'main']
 
-# %% ../nbs/04_train.ipynb #9d2b55e8
+# %% ../nbs/04_train.ipynb #1f9a2898
 import argparse
 import ctypes
 import datetime
-import errno
 import json
 import math
 import os
 import platform
 import random
+import shutil
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterator
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -46,29 +46,38 @@ from tqdm.auto import tqdm
 
 from .config import (Config, InputError, RunError, describe_device, load_config, make_config, merge, parse_overrides, pick_device,
                                read_config_file, run_command, set_seed, to_yaml)
-from .data import (CLASSES, IMAGENET_MEAN, IMAGENET_STD, EpochBatches, Images, PreparedImages, Recipe, check_images, colour_statistics,
-                             drawings, make_loader, paper_recipe, read_cifar10, read_folder, split, usual_recipe)
+from .data import (CLASSES, EpochBatches, Images, PreparedImages, Recipe, check_images, colour_statistics, drawings, make_loader,
+                             paper_recipe, read_cifar10, read_folder, split, usual_recipe)
 from .model import AlexNet
 
-# %% ../nbs/04_train.ipynb #d5f43709
-def make_optimizer(model: nn.Module, learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0005) -> torch.optim.SGD:
+# %% ../nbs/04_train.ipynb #9013b8f4
+def make_optimizer(model: nn.Module,
+                   learning_rate: float,
+                   momentum: float = 0.9,
+                   weight_decay: float = 0.0005 # of weights; biases have none
+                  ) -> torch.optim.SGD:
     "Momentum SGD (paper, section 5) in two groups: weights, which decay, and biases, which do not."
     params = list(model.parameters())
     groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": weight_decay},
               {"params": [p for p in params if p.dim() == 1], "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+    fused = all(p.device.type in ("cpu", "cuda") for p in params)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
 
-# %% ../nbs/04_train.ipynb #e5b1a041
-def rescale_velocity(optimizer: torch.optim.SGD, old_rate: float, new_rate: float) -> None:
-    "After a change of the rate, make torch's momentum carry the velocity that the paper's rule carries."
+# %% ../nbs/04_train.ipynb #1fb5d02c
+def rescale_velocity(optimizer: torch.optim.SGD, # changed in place
+                     old_rate: float,
+                     new_rate: float
+                    ) -> None:
+    "After a change of the rate, make torch's momentum carry the velocity that the paper's rule (section 5) carries."
     for state in optimizer.state.values():
         if state.get("momentum_buffer") is not None: state["momentum_buffer"].mul_(old_rate / new_rate)
 
-# %% ../nbs/04_train.ipynb #8ce8252a
-def make_scheduler(optimizer: torch.optim.Optimizer, cfg: Config):
-    "The rate by epoch: divided every `lr_step_size` epochs, or, as in the paper, when validation error stalls, at most three times."
+# %% ../nbs/04_train.ipynb #e9f33737
+def make_scheduler(optimizer: torch.optim.Optimizer, cfg: Config) -> torch.optim.lr_scheduler.LRScheduler:
+    "The rate by epoch: divided every `lr_step_size` epochs, or (paper, section 5) when validation error stalls so long, at most three times."
     t = cfg.training
     if t.schedule == "step": return torch.optim.lr_scheduler.StepLR(optimizer, t.lr_step_size, t.lr_gamma)
+    if t.lr_gamma >= 1: raise InputError(f"training.lr_gamma is {t.lr_gamma:g}; the plateau schedule needs one below 1")
     return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=t.lr_gamma, patience=t.lr_step_size, min_lr=t.learning_rate * t.lr_gamma**3)
 
 # %% ../nbs/04_train.ipynb #0b8d5275
@@ -105,71 +114,86 @@ def confusion_matrix(result: Evaluation) -> Tensor:
     C = result.probabilities.shape[1]
     return torch.bincount(result.labels * C + result.probabilities.argmax(1), minlength=C * C).reshape(C, C)
 
-# %% ../nbs/04_train.ipynb #f3d936d7
-def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    "Write all of it under another name, then rename: the former file is whole until the new one is."
-    path = Path(path)
+# %% ../nbs/04_train.ipynb #28f0cec7
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    "A name beside `path` to write to. If all goes well it becomes `path`; if not it is removed, and the former file is as it was."
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as f:
-            torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
+        part.unlink(missing_ok=True)
+        yield part
         os.replace(part, path)
     except (OSError, RuntimeError) as e:
         reason = os.strerror(e.errno) if getattr(e, "errno", None) else str(e).splitlines()[0]
         raise RunError(f"{path}: could not be written ({reason}); free some space or choose another paths.checkpoint_dir") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError): part.unlink(missing_ok=True)
 
-# %% ../nbs/04_train.ipynb #1c2af9d1
+# %% ../nbs/04_train.ipynb #cf9478d2
+def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
+    "Write all of it under another name, then rename: the former file is whole until the new one is. Raises `RunError`."
+    with replacing(Path(path)) as part, open(part, "wb") as f:
+        torch.save(checkpoint, f)
+        f.flush()
+        os.fsync(f.fileno())
+
+
 def copy_checkpoint(source: Path, target: Path) -> None:
     "The same file under a second name; files are replaced whole, never changed, so they can share their bytes."
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        os.link(source, part)
-        os.replace(part, target)
-    except OSError: save_checkpoint(target, torch.load(source, weights_only=True))
-    finally: part.unlink(missing_ok=True)
+    with replacing(target) as part:
+        try: os.link(source, part)
+        except OSError: shutil.copyfile(source, part)  # a file system without hard links
 
-# %% ../nbs/04_train.ipynb #4057841d
+
+def remove_leftovers(folder: str | Path, hours: float = 1.0) -> None:
+    "Remove what a run that was killed while saving left half written, once nobody can be writing it any more."
+    for part in Path(folder).glob(".alexnet_*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > 3600 * hours: part.unlink()
+
+# %% ../nbs/04_train.ipynb #e8f59d41
 def read_checkpoint(path: str | Path) -> dict:
     "A checkpoint, on the CPU, read with `weights_only=True`. Raises `InputError` for whatever is not one."
     path = Path(path)
-    if not path.exists(): raise InputError(f"{path}: no such checkpoint")
-    if not path.is_file(): raise InputError(f"{path}: is not a file")
-    if path.stat().st_size == 0: raise InputError(f"{path}: is empty; it is no checkpoint")
+    if not path.exists(): raise InputError(f"{path}: no such checkpoint; check the path, or train one with alexnet_train")
+    if not path.is_file(): raise InputError(f"{path}: is not a file; give the .pkl file itself")
+    if path.stat().st_size == 0: raise InputError(f"{path}: is empty; give a checkpoint that alexnet_train wrote")
     try: checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
     except Exception as e:
-        reason = "it would run code" if "Unsupported" in str(e) or "GLOBAL" in str(e) else "damaged, cut short, or another kind of file"
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+        reason = "it would run code" if "GLOBAL" in str(e) or "Unsupported class" in str(e) else "damaged, cut short, or another kind of file"
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); give one that alexnet_train wrote") from None
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not (isinstance(state, dict) and state and all(isinstance(v, Tensor) for v in state.values())):
-        raise InputError(f"{path}: holds no 'model' with the network's weights")
+        raise InputError(f"{path}: holds no 'model' with the network's weights; give a checkpoint that alexnet_train wrote")
     checkpoint["model"] = {name.removeprefix("module."): value for name, value in state.items()}
     return checkpoint
 
-# %% ../nbs/04_train.ipynb #f436d17f
+# %% ../nbs/04_train.ipynb #a7cce627
 def architecture(checkpoint: dict, path="checkpoint") -> dict:
     "The arguments of `AlexNet` that fit a checkpoint: stored ones, else what the shapes of its weights tell."
-    if "config" in checkpoint: return dict(checkpoint["config"]["model"])
+    config = checkpoint.get("config")
+    if isinstance(config, dict) and isinstance(config.get("model"), dict): return dict(config["model"])
     state = checkpoint["model"]
     try:
-        return dict(num_classes=len(state["classifier.6.bias"]), width=len(state["features.0.bias"]) / 96,
+        return dict(num_classes=len(state["classifier.6.bias"]), width=len(state["classifier.1.bias"]) / 4096,
                     towers=len(state["features.0.bias"]) // state["features.4.weight"].shape[1])
-    except (KeyError, ZeroDivisionError): raise InputError(f"{path}: its weights are not those of this AlexNet") from None
+    except (KeyError, ZeroDivisionError, TypeError, IndexError): raise InputError(f"{path}: its weights are not those of this AlexNet") from None
 
 
-def build_model(checkpoint: dict, path="checkpoint") -> AlexNet:
+def build_model(checkpoint: dict, path="checkpoint",
+                lacking: dict | None = None # arguments of `AlexNet` for what the checkpoint does not tell
+               ) -> AlexNet:
     "The network of a checkpoint, with its weights, on the CPU."
+    arguments = (lacking or {}) | architecture(checkpoint, path)
     try:
-        with torch.device("meta"): model = AlexNet(**architecture(checkpoint, path))
+        with torch.device("meta"): model = AlexNet(**arguments)
         model.load_state_dict(checkpoint["model"], assign=True)
     except (RuntimeError, ValueError, TypeError):
         raise InputError(f"{path}: its weights do not fit the network it describes") from None
-    return model.requires_grad_()
+    return model.float().requires_grad_()
 
-# %% ../nbs/04_train.ipynb #7697199a
+# %% ../nbs/04_train.ipynb #7015f8ce
 def random_state() -> dict:
     "The states of torch's, NumPy's and Python's generators, as tensors and plain types."
     name, keys, *rest = np.random.get_state()
@@ -180,27 +204,35 @@ def random_state() -> dict:
 def set_random_state(state: dict) -> None:
     "Put back what `random_state` took."
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state["cuda"])
+    for i, one in enumerate(state["cuda"][:torch.cuda.device_count()]): torch.cuda.set_rng_state(one, i)
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
 
-# %% ../nbs/04_train.ipynb #57b3d9ab
+# %% ../nbs/04_train.ipynb #eca076ad
 def group_state(state: dict, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:
     "An optimizer state in our two groups; one with a single group is mapped by the order of the parameters."
-    if len(state["param_groups"]) != 1: return state
+    ours = optimizer.state_dict()["param_groups"]
+    if len(state["param_groups"]) != 1:  # ours already, perhaps from a device with other kernels
+        return state | {"param_groups": [group | {"fused": mine["fused"]} for group, mine in zip(state["param_groups"], ours, strict=True)]}
     place = {id(p): i for i, p in enumerate(model.parameters())}
     order = [place[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    ours = optimizer.state_dict()
-    for group in ours["param_groups"]: group["lr"] = state["param_groups"][0]["lr"]
-    return dict(state={new: state["state"][old] for new, old in enumerate(order) if old in state["state"]}, param_groups=ours["param_groups"])
+    return dict(state={new: state["state"][old] for new, old in enumerate(order) if old in state["state"]},
+                param_groups=[group | {"lr": state["param_groups"][0]["lr"]} for group in ours])
 
-# %% ../nbs/04_train.ipynb #7885e9b4
+# %% ../nbs/04_train.ipynb #12bc7097
+def rates_by_group(state: dict, groups: int) -> dict:
+    "A scheduler state with a rate for each of our groups; one that knows a single group's gives it to all."
+    rates = {key: state[key] * groups for key in ("base_lrs", "_last_lr") if key in state and len(state[key]) == 1}
+    return state | rates
+
+# %% ../nbs/04_train.ipynb #f29063f3
 def load_data(cfg: Config) -> tuple[Images, Images]:
     "The training and test images that a config names, every file checked."
     d = cfg.data
     if d.dataset == "drawings":
-        train, test = drawings(d.train_images or 5000, 2 * cfg.training.seed), drawings(d.test_images or 500, 2 * cfg.training.seed + 1)
+        train = drawings((d.train_images or 5000) + d.val_images, 2 * cfg.training.seed)
+        test = drawings(d.test_images or 500, 2 * cfg.training.seed + 1)
     elif d.dataset == "CIFAR10":
         train, test = (read_cifar10(d.data_dir, t, d.download, cfg.paths.train_img_dir) for t in (True, False))
     else:
@@ -225,7 +257,7 @@ def make_recipe(cfg: Config, train: Images) -> Recipe:
     if cfg.data.recipe == "usual": return usual_recipe(cfg.model.image_dim)
     return paper_recipe(cfg.model.image_dim, *colour_statistics(train))
 
-# %% ../nbs/04_train.ipynb #0443b587
+# %% ../nbs/04_train.ipynb #a812b7f6
 @dataclass
 class Progress:
     "Where a run stands; all of it goes into checkpoints."
@@ -237,6 +269,7 @@ class Progress:
     right: int = 0
     seen: int = 0
     best_accuracy: float = -1.0  # on the validation images
+    finished: bool = False       # tested, and the final checkpoint written
 
 # %% ../nbs/04_train.ipynb #30fce22a
 @dataclass
@@ -307,31 +340,38 @@ def check_writable(*folders: str | Path) -> None:
             probe.unlink()
         except OSError as e: raise InputError(f"{folder}: cannot be written to ({e.strerror}); choose another folder under paths") from None
 
-# %% ../nbs/04_train.ipynb #127f9fcc
+# %% ../nbs/04_train.ipynb #27c471c0
 def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     "A run at its beginning, or where a checkpoint left it."
     device = pick_device(cfg.device.use_cuda, cfg.device.device_ids)
     images = load_data(cfg)
+    if checkpoint and (names := stored_classes(checkpoint)) != images[0].classes and "classes" in checkpoint:
+        raise InputError(f"{cfg.data.data_dir}: its classes are {', '.join(images[0].classes)}; the checkpoint's are {', '.join(names)}; make them agree")
     set_seed(cfg.training.seed)
-    model = (build_model(checkpoint) if checkpoint else AlexNet(**cfg.model.model_dump())).to(device)
+    model = (build_model(checkpoint, lacking=cfg.model.model_dump()) if checkpoint else AlexNet(**cfg.model.model_dump())).to(device)
     t = cfg.training
     optimizer = make_optimizer(model, t.learning_rate, t.momentum, t.weight_decay)
     recipe = stored_recipe(checkpoint, cfg.model.image_dim) if checkpoint else make_recipe(cfg, images[0])
     loaders = make_loaders(cfg, images, recipe, cfg.data.pin_memory and device.type == "cuda")
-    folder = Path(cfg.paths.log_dir) / checkpoint["run"] if checkpoint and "run" in checkpoint else new_folder(cfg.paths.log_dir)
+    folder = Path(cfg.paths.log_dir) / Path(checkpoint["run"]).name if checkpoint and "run" in checkpoint else new_folder(cfg.paths.log_dir)
     run = Run(cfg, device, model, optimizer, make_scheduler(optimizer, cfg), recipe, images[0].classes, *loaders, images, folder)
     if checkpoint: restore(run, checkpoint)
     return run
 
-# %% ../nbs/04_train.ipynb #c2ea47e1
+# %% ../nbs/04_train.ipynb #65b4a33e
 def restore(run: Run, checkpoint: dict) -> None:
     "Put a checkpoint's optimizer, scheduler, random states and place into a run."
-    if "optimizer" in checkpoint: run.optimizer.load_state_dict(group_state(checkpoint["optimizer"], run.optimizer, run.model))
-    if checkpoint.get("scheduler"): run.scheduler.load_state_dict(checkpoint["scheduler"])
+    try:
+        if checkpoint.get("optimizer"): run.optimizer.load_state_dict(group_state(checkpoint["optimizer"], run.optimizer, run.model))
+        fits = all(s["momentum_buffer"].shape == p.shape for p, s in run.optimizer.state.items() if s.get("momentum_buffer") is not None)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError): fits = False
+    if not fits: raise InputError("the checkpoint's optimizer state does not fit its network; resume from another checkpoint")
+    if checkpoint.get("scheduler"): run.scheduler.load_state_dict(rates_by_group(checkpoint["scheduler"], len(run.optimizer.param_groups)))
     run.progress = Progress(**checkpoint.get("progress", dict(epoch=checkpoint.get("epoch", 0), step=checkpoint.get("total_steps", 0))))
+    run.progress.finished = False
     if "random" in checkpoint: set_random_state(checkpoint["random"])
 
-# %% ../nbs/04_train.ipynb #e1348429
+# %% ../nbs/04_train.ipynb #a772d536
 def _lines_up_to(path: Path, step: int) -> list[str]:
     "The whole lines of a JSONL log that tell of nothing after `step`."
     kept = []
@@ -344,17 +384,21 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
 
 class Log:
     "A run's JSONL files and TensorBoard events, cut back to where the run stands, so that no curve steps backward."
-    def __init__(self, folder: Path, step: int):
-        self.folder = folder
+    def __init__(self, folder: Path, step: int,
+                 epochs: float = math.inf # how many are done: one that ended at `step` may still lack its validation
+                ):
+        self.folder, self.files = folder, {}
         folder.mkdir(parents=True, exist_ok=True)
-        self.files = {}
-        for kind in ("steps", "epochs"):
+        for kind, most in (("steps", math.inf), ("epochs", epochs)):
             path = folder / f"{kind}.jsonl"
-            lines = _lines_up_to(path, step)
-            path.write_text("".join(line + "\n" for line in lines))
+            lines = [line for line in _lines_up_to(path, step) if json.loads(line)["epoch"] <= most]
+            part = path.with_suffix(".part")
+            part.write_text("".join(line + "\n" for line in lines))
+            os.replace(part, path)
             self.files[kind] = open(path, "a", buffering=1)
-        purge = step + 1 if step else None
-        self.board = {part: SummaryWriter(folder / part, purge_step=purge) for part in ("train", "val")}
+        validated = json.loads(lines[-1])["step"] if lines else 0
+        self.board = {part: SummaryWriter(folder / part, purge_step=last + 1 if step else None)
+                      for part, last in (("train", step), ("val", validated))}
 
     def write(self, kind: str, **values) -> None:
         "One line of JSON."
@@ -363,6 +407,10 @@ class Log:
     def scalars(self, part: str, step: int, **values: float) -> None:
         "One point on each of some TensorBoard curves."
         for tag, value in values.items(): self.board[part].add_scalar(tag, value, step)
+
+    def flush(self) -> None:
+        "Before a checkpoint: what it counts as done is then in the logs."
+        for board in self.board.values(): board.flush()
 
     def close(self) -> None:
         for handle in (*self.files.values(), *self.board.values()): handle.close()
@@ -422,18 +470,18 @@ def write_hparams(run: Run, log: Log, metrics: dict[str, float]) -> None:
     for summary in hparams(flat, metrics): log.board["train"].file_writer.add_summary(summary)
     for name, value in metrics.items(): log.board["train"].add_scalar(name, value, run.progress.step)
 
-# %% ../nbs/04_train.ipynb #4c728ed2
+# %% ../nbs/04_train.ipynb #442fa067
 def draw_curves(steps: list[dict],  # lines of steps.jsonl
                 epochs: list[dict], # lines of epochs.jsonl
                 title: str = ""
                ) -> Figure:
     "Loss and accuracy over the steps: every batch, faint; a running mean; validation as points."
     fig = Figure(figsize=(9, 3.4), layout="constrained")
-    x, w = [s["step"] for s in steps], max(1, len(steps) // 50)
+    x, w = [s["step"] for s in steps], max(1, len(steps) // 50)  # w: steps in the running mean
     for ax, key in zip(fig.subplots(1, 2), ("loss", "accuracy")):
         y = np.array([s[key] for s in steps])
         ax.plot(x, y, color="tab:blue", alpha=0.25, lw=0.8)
-        ax.plot(x[w - 1:], np.convolve(y, np.ones(w) / w, "valid"), color="tab:blue", label=f"training, mean of {w}")
+        if steps: ax.plot(x[w - 1:], np.convolve(y, np.ones(w) / w, "valid"), color="tab:blue", label=f"training, mean of {w}")
         ax.plot([e["step"] for e in epochs], [e[f"val_{key}"] for e in epochs], "o-", color="tab:orange", label="validation")
         ax.set(xlabel="step", ylabel=key)
         ax.grid(alpha=0.3)
@@ -480,15 +528,20 @@ def warm_up(run: Run) -> None:
     share = min(1.0, (run.progress.step + 1) / max(1, run.cfg.training.warmup_steps))
     for group, rate in zip(run.optimizer.param_groups, run.scheduler.get_last_lr()): group["lr"] = rate * share
 
-# %% ../nbs/04_train.ipynb #c79867c3
+# %% ../nbs/04_train.ipynb #0f7fa9e7
+def precision(run: Run) -> torch.autocast:
+    "The context in which the network computes: float32, or bfloat16 where that is safe, for devices that are fast at it."
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=run.cfg.device.precision == "bf16")
+
+# %% ../nbs/04_train.ipynb #f389725e
 def train_step(run: Run, x: Tensor, y: Tensor) -> tuple[float, int]:
     "One update on one batch; its mean loss and how many it got right."
     run.model.train()
     x, y = x.to(run.device, non_blocking=True), y.to(run.device, non_blocking=True)
     run.optimizer.zero_grad()
     warm_up(run)
-    logits = run.model(x)
-    loss = F.cross_entropy(logits, y)
+    with precision(run): logits = run.model(x)
+    loss = F.cross_entropy(logits.float(), y)
     if not math.isfinite(value := loss.item()):
         raise RunError(f"the loss is {value} at step {run.progress.step + 1} (rate {run.optimizer.param_groups[0]['lr']:g}); "
                        "lower training.learning_rate; the last checkpoint is from before")
@@ -496,32 +549,40 @@ def train_step(run: Run, x: Tensor, y: Tensor) -> tuple[float, int]:
     run.optimizer.step()
     return value, int((logits.argmax(1) == y).sum())
 
-# %% ../nbs/04_train.ipynb #3aba0043
+# %% ../nbs/04_train.ipynb #818be0f6
+def note_step(run: Run, log: Log, bar: tqdm,
+              loss: float, right: int, images: int, # of this step
+              took: float                           # seconds, waiting for the batch included
+             ) -> None:
+    "Add one update to the progress, the logs and the bar."
+    p = run.progress
+    p.step, p.batch, p.seconds = p.step + 1, p.batch + 1, p.seconds + took
+    p.loss_sum, p.right, p.seen = p.loss_sum + loss * images, p.right + right, p.seen + images
+    values = dict(loss=loss, accuracy=right / images, learning_rate=run.optimizer.param_groups[0]["lr"], images_per_second=images / took)
+    log.write("steps", step=p.step, epoch=p.epoch + 1, **values)
+    log.scalars("train", p.step, **values)
+    bar.set_postfix(loss=f"{p.loss_sum / p.seen:.3f}", acc=f"{p.right / p.seen:.1%}", img_s=f"{images / took:.0f}", refresh=False)
+    bar.update()
+
+# %% ../nbs/04_train.ipynb #dd1cf471
 def train_epoch(run: Run, log: Log, flag: StopFlag, after_step: Callable[[], None], bar: tqdm) -> None:
     "The rest of one epoch: fetch, step, note, look whether to stop."
-    p = run.progress
     batches = run.train.batch_sampler
-    batches.epoch, batches.start = p.epoch, p.batch
+    batches.epoch, batches.start = run.progress.epoch, run.progress.batch
     began = time.perf_counter()
     for x, y, _ in run.train:
         loss, right = train_step(run, x, y)
         now = time.perf_counter()
-        took, began = now - began, now
-        p.step, p.batch, p.seconds = p.step + 1, p.batch + 1, p.seconds + took
-        p.loss_sum, p.right, p.seen = p.loss_sum + loss * len(y), p.right + right, p.seen + len(y)
-        values = dict(loss=loss, accuracy=right / len(y), learning_rate=run.optimizer.param_groups[0]["lr"], images_per_second=len(y) / took)
-        log.write("steps", step=p.step, epoch=p.epoch + 1, **values)
-        log.scalars("train", p.step, **values)
-        bar.set_postfix(loss=f"{p.loss_sum / p.seen:.3f}", acc=f"{p.right / p.seen:.1%}", img_s=f"{len(y) / took:.0f}", refresh=False)
-        bar.update()
+        note_step(run, log, bar, loss, right, len(y), now - began)
+        began = now
         after_step()
         flag.check()
 
-# %% ../nbs/04_train.ipynb #69bd34a7
+# %% ../nbs/04_train.ipynb #f532f0ac
 def finish_epoch(run: Run, log: Log, flag: StopFlag) -> None:
     "Validate, note, let the schedule choose the next rate."
     p = run.progress
-    result = evaluate(run.model, run.val, run.device, flag.check)
+    with precision(run): result = evaluate(run.model, run.val, run.device, flag.check)
     log.write("epochs", step=p.step, epoch=p.epoch + 1, seconds=round(p.seconds, 1), loss=p.loss_sum / p.seen, accuracy=p.right / p.seen,
               val_loss=result.loss, val_accuracy=result.accuracy, learning_rate=run.optimizer.param_groups[0]["lr"])
     log.scalars("train", p.step, epoch_loss=p.loss_sum / p.seen, epoch_accuracy=p.right / p.seen)
@@ -532,6 +593,7 @@ def finish_epoch(run: Run, log: Log, flag: StopFlag) -> None:
     warn_if_stuck(p.loss_sum / p.seen, run.cfg.model.num_classes)
     next_rate(run, result.accuracy)
     p.epoch, p.batch, p.loss_sum, p.right, p.seen = p.epoch + 1, 0, 0.0, 0, 0
+    log.flush()
     save_last(run, best=result.accuracy > p.best_accuracy, accuracy=result.accuracy)
 
 # %% ../nbs/04_train.ipynb #c259ea31
@@ -572,26 +634,35 @@ def reuse_memory() -> bool:
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
-# %% ../nbs/04_train.ipynb #fb6889cb
+# %% ../nbs/04_train.ipynb #ea296f0d
+def fit_linear(x: Tensor,    # float (N, D)
+               y: Tensor,    # int64 (N,)
+               classes: int,
+               decay: float  # times the sum of the squared weights, added to the loss
+              ) -> nn.Linear:
+    "The linear classifier of least loss, found by L-BFGS from zero weights."
+    layer = nn.Linear(x.shape[1], classes)
+    nn.init.zeros_(layer.weight)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer(x), y) + decay * layer.weight.square().sum()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    return layer
+
+# %% ../nbs/04_train.ipynb #1374d017
 def linear_accuracy(train: Images, test: Images, val_images: int, seed: int) -> float:
-    "Test accuracy of the best linear classifier on the raw pixels; its weight decay is chosen on held-out images."
-    def pixels(images): return torch.from_numpy(np.stack([np.asarray(images[i]) for i in range(len(images))])).flatten(1).float() / 255 - 0.5
+    "Test accuracy (0 to 1) of the best linear classifier on the pixels at 32 x 32; its weight decay is chosen on held-out images."
+    def pixels(images):
+        return torch.from_numpy(np.stack([np.asarray(images[i].resize((32, 32))) for i in range(len(images))])).flatten(1).float() / 255 - 0.5
+    def score(layer, x, y): return (layer(x).argmax(1) == y).float().mean().item()
     (x, y), (xt, yt) = ((pixels(images), torch.from_numpy(images.labels)) for images in (train, test))
     fit, held = split(train.labels, val_images, seed)
-    def fitted(x, y, decay):
-        layer = nn.Linear(x.shape[1], len(train.classes))
-        nn.init.zeros_(layer.weight)
-        optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-        def closure():
-            optimizer.zero_grad()
-            loss = F.cross_entropy(layer(x), y) + decay * layer.weight.square().sum()
-            loss.backward()
-            return loss
-        optimizer.step(closure)
-        return layer
-    score = lambda layer, x, y: (layer(x).argmax(1) == y).float().mean().item()
-    decay = max((1e-4, 1e-3, 1e-2, 1e-1), key=lambda d: score(fitted(x[fit], y[fit], d), x[held], y[held]))
-    return score(fitted(x, y, decay), xt, yt)
+    n = len(train.classes)
+    decay = max((1e-4, 1e-3, 1e-2, 1e-1), key=lambda d: score(fit_linear(x[fit], y[fit], n, d), x[held], y[held]))
+    return score(fit_linear(x, y, n, decay), xt, yt)
 
 # %% ../nbs/04_train.ipynb #9461bfd7
 @dataclass
@@ -620,47 +691,77 @@ def summarise(run: Run, test: Evaluation | None, seconds: float) -> dict:
         summary |= dict(test_images=len(test.labels), test_accuracy=test.accuracy, test_loss=test.loss, classes=list(run.classes), confusion=counts.tolist())
     return summary
 
-# %% ../nbs/04_train.ipynb #d85c570c
-def finish(run: Run, log: Log, began: float) -> dict:
-    "After the last epoch: the test images, once; the final checkpoint; curves and figures on disk."
-    test = evaluate(run.model, run.test, run.device)
-    save_final(run)
+# %% ../nbs/04_train.ipynb #5b772c0b
+def baseline(run: Run) -> float:
+    "What the best linear classifier reaches on the same test images, taught with the training and the validation images."
+    train, val, test = (loader.batch_sampler.indices for loader in (run.train, run.val, run.test))
+    images = run.images[0].take(np.sort(np.concatenate([train, val])))
+    return linear_accuracy(images, run.images[1].take(test), run.cfg.data.val_images, run.cfg.training.seed)
+
+# %% ../nbs/04_train.ipynb #9b472653
+def finish(run: Run, log: Log, began: float, after_batch: Callable[[], None] = lambda: None) -> dict:
+    "After the last epoch: the test images, once; curves and figures on disk; last of all the final checkpoint."
+    with precision(run): test = evaluate(run.model, run.test, run.device, after_batch)
     print(f"test: accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on {len(test.labels)} images the network has never seen")
     summary = summarise(run, test, time.monotonic() - began)
     if run.cfg.training.linear_baseline:
-        t = run.cfg
-        fit = run.images[0].take(np.sort(np.concatenate([run.train.batch_sampler.indices, run.val.batch_sampler.indices])))
-        summary["linear_accuracy"] = linear_accuracy(fit, run.images[1].take(run.test.batch_sampler.indices), t.data.val_images, t.training.seed)
+        summary["linear_accuracy"] = baseline(run)
         print(f"the best linear classifier on the same 32 x 32 pixels: {summary['linear_accuracy']:.1%}")
     write_hparams(run, log, dict(test_accuracy=test.accuracy, test_loss=test.loss))
     draw_curves(summary["steps"], summary["epochs"]).savefig(curves := Path(run.cfg.paths.output_dir) / "curves.png", dpi=120)
+    log.flush()
+    save_final(run)
     print(f"wrote {model_path(run, 'final')} and {curves}")
     return summary
 
-# %% ../nbs/04_train.ipynb #bd76b307
+# %% ../nbs/04_train.ipynb #e178e8b9
 def save_final(run: Run) -> None:
-    "Name the last checkpoint final; a final one of an earlier run is kept as `alexnet_final.previous.pkl`."
-    final = model_path(run, "final")
-    if final.exists(): os.replace(final, final.with_suffix(".previous.pkl"))
-    copy_checkpoint(model_path(run, "last"), final)
+    "Write the final checkpoint, and mark last and best as finished; a final one of an earlier run is kept as `alexnet_final.previous.pkl`."
+    last, best, final = (model_path(run, which) for which in ("last", "best", "final"))
+    same = [last] + [best] * (best.exists() and last.exists() and best.samefile(last))
+    if final.exists(): copy_checkpoint(final, final.with_suffix(".previous.pkl"))
+    run.progress.finished = True
+    save_checkpoint(final, checkpoint_of(run))
+    for path in same: copy_checkpoint(final, path)
 
-# %% ../nbs/04_train.ipynb #5479b2e8
+# %% ../nbs/04_train.ipynb #7c05b3b3
+def explain(error: Exception, batch_size: int) -> str | None:
+    "One line for what goes wrong while a run computes; None for what we know nothing about."
+    text = str(error).strip()
+    if isinstance(error, InputError):  # from a worker it comes wrapped in the text of a traceback
+        return text.splitlines()[-1].rpartition("InputError: ")[2] + "; mend the file, then go on with --resume"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+            words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
+        return f"out of memory with batches of {batch_size} images; halve training.batch_size"
+    if "DataLoader worker (pid" in text:
+        return f"a process that loads images has died ({text.splitlines()[0].rstrip('. ')}); go on with --resume and a smaller data.num_workers, or 0"
+    return None
+
+
+@contextmanager
+def plain_errors(batch_size: int) -> Iterator[None]:
+    "Turns what `explain` can explain into a `RunError`."
+    try: yield
+    except (RunError, Stopped): raise
+    except (InputError, RuntimeError, MemoryError) as e:
+        if (line := explain(e, batch_size)) is None: raise
+        raise RunError(line) from None
+
+# %% ../nbs/04_train.ipynb #f5c6d836
 def fit(cfg: Config,
         checkpoint: dict | None = None,  # go on from here
         minutes: float = math.inf,       # stop, saved, after so many
-        max_steps: float = math.inf      # stop, saved, after so many updates in all
+        max_steps: float = math.inf,     # stop, saved, after so many updates in all
+        show_bar: bool = True            # a progress bar on stderr, or in a notebook below the cell
        ) -> Result:
     "Train to the end, or until told to stop. Raises `InputError` before work begins, `RunError` after."
     began = time.monotonic()
-    check_writable(cfg.paths.output_dir, cfg.paths.checkpoint_dir, cfg.paths.log_dir)
-    run = start(cfg, checkpoint)
-    log = Log(run.folder, run.progress.step)
-    for folder in (run.folder, Path(cfg.paths.output_dir)): (folder / "config.yaml").write_text(to_yaml(cfg))
-    print(f"device: {describe_device(run.device)}; logs: tensorboard --logdir {Path(cfg.paths.log_dir).resolve()}")
+    run, log = open_run(cfg, checkpoint)
     flag = StopFlag(began + 60 * minutes)
     try:
-        with stop_on_signals(flag): train_all(run, log, flag, max_steps)
-        summary = finish(run, log, began)
+        with stop_on_signals(flag), plain_errors(cfg.training.batch_size):
+            train_all(run, log, flag, max_steps, show_bar)
+            summary = finish(run, log, began, flag.check)
         return Result(run, True, 0, summary)
     except Stopped as stop:
         save_last(run)
@@ -668,51 +769,69 @@ def fit(cfg: Config,
         return Result(run, False, stop.code, summarise(run, None, time.monotonic() - began))
     finally: log.close()
 
-# %% ../nbs/04_train.ipynb #a566842c
-def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float) -> None:
+# %% ../nbs/04_train.ipynb #8627050c
+def open_run(cfg: Config, checkpoint: dict | None) -> tuple[Run, Log]:
+    "A run and its logs; the effective config is saved beside both the logs and the output."
+    check_writable(cfg.paths.output_dir, cfg.paths.checkpoint_dir, cfg.paths.log_dir)
+    remove_leftovers(cfg.paths.checkpoint_dir)
+    run = start(cfg, checkpoint)
+    log = Log(run.folder, run.progress.step, run.progress.epoch)
+    for folder in (run.folder, Path(cfg.paths.output_dir)): (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
+    print(f"device: {describe_device(run.device)}; logs: tensorboard --logdir {Path(cfg.paths.log_dir).resolve()}")
+    return run, log
+
+# %% ../nbs/04_train.ipynb #06caa7b7
+def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float, show_bar: bool = True) -> None:
     "Every epoch that is left, with a bar over the whole run and a checkpoint every so often."
     saved = time.monotonic()
     def after_step():
         nonlocal saved
         if run.progress.step >= max_steps: raise Stopped(f"max_steps {max_steps}", 0)
         if time.monotonic() - saved > 60 * run.cfg.training.checkpoint_minutes:
+            log.flush()
             save_last(run)
             saved = time.monotonic()
-    run.train.batch_sampler.start = 0
-    total = run.cfg.training.num_epochs * len(run.train.batch_sampler)
-    with tqdm(total=total, initial=run.progress.step, desc="training", unit="step", mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+    run.train.batch_sampler.start = 0  # so that the sampler's length is a whole epoch's
+    with tqdm(total=run.cfg.training.num_epochs * len(run.train.batch_sampler), initial=run.progress.step, desc="training", unit="step",
+              mininterval=0.5 if sys.stderr.isatty() else 60, disable=not show_bar) as bar:
         while run.progress.epoch < run.cfg.training.num_epochs:
             train_epoch(run, log, flag, after_step, bar)
             finish_epoch(run, log, flag)
             saved = time.monotonic()
 
-# %% ../nbs/04_train.ipynb #996abeaa
+# %% ../nbs/04_train.ipynb #b0fb1f88
 RESUME_MAY_CHANGE = {"training.num_epochs", "training.checkpoint_minutes", "data.data_dir", "data.download", "data.num_workers", "data.pin_memory"}
 
 
 def resume_config(checkpoint: dict, given: dict) -> Config:
     "The checkpoint's config, with what was given of paths, device, length and loading; other differences are named and not taken."
-    if "config" not in checkpoint: return make_config(merge(dict(model=architecture(checkpoint)), given))
-    stored, taken = make_config(checkpoint["config"], "checkpoint").model_dump(), {}
-    asked = make_config(given).model_dump()
-    for section, keys in merge(given).items():
-        for key in keys:
-            name, value = f"{section}.{key}", asked[section][key]
-            if section in ("paths", "device") or name in RESUME_MAY_CHANGE: taken.setdefault(section, {})[key] = value
-            elif section == "model" and value != stored[section][key]:
-                raise InputError(f"{name} is {value!r}, but the checkpoint was trained with {stored[section][key]!r}; leave it out or start anew")
-            elif value != stored[section][key]: print(f"{name} stays {stored[section][key]!r}, as the checkpoint has it")
-    if "input_root_dir" in taken.get("paths", {}): taken.setdefault("data", {})["data_dir"] = asked["data"]["data_dir"]; del taken["paths"]["input_root_dir"]
+    if "config" in checkpoint: stored = make_config(checkpoint["config"], "checkpoint").model_dump()
+    else: stored = dict(model=architecture(checkpoint), training={"seed": checkpoint["seed"]} if "seed" in checkpoint else {})
+    asked, taken = make_config(given).model_dump(), {}
+    for name in (f"{section}.{key}" for section, keys in merge(given).items() for key in keys):
+        section, key = ("data.data_dir" if name == "paths.input_root_dir" else name).split(".")
+        value, known = asked[section][key], stored.get(section, {})
+        if section in ("paths", "device") or f"{section}.{key}" in RESUME_MAY_CHANGE or key not in known:
+            taken.setdefault(section, {})[key] = value
+        elif section == "model" and value != known[key]:
+            raise InputError(f"{name} is {value!r}, but the checkpoint was trained with {known[key]!r}; leave it out or start anew")
+        elif value != known[key]: print(f"{name} stays {known[key]!r}, as the checkpoint has it")
     return make_config(merge(stored, taken))
 
-# %% ../nbs/04_train.ipynb #1bc64025
+# %% ../nbs/04_train.ipynb #9aa96b78
+def _minutes(text: str) -> float:
+    "A number above 0."
+    if not (value := float(text)) > 0: raise ValueError
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_train`."
     parser = argparse.ArgumentParser("alexnet_train", description="Train AlexNet on CIFAR-10, on folders of images, or on the built-in drawings.")
     parser.add_argument("--config", metavar="NAME|PATH", help="a YAML file, or the name of a config that ships with the library (default, quick, short, paper)")
     parser.add_argument("--resume", metavar="CKPT", help="go on from this checkpoint")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change one value; may be given often")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many minutes, saved, to be resumed")
+    parser.add_argument("--minutes", type=_minutes, default=math.inf, help="stop after so many minutes, saved, to be resumed")
     parser.add_argument("--results", metavar="FILE", help="also write what came of it to this JSON file")
     return parser
 
@@ -724,13 +843,17 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume:
         checkpoint = read_checkpoint(args.resume)
         cfg = resume_config(checkpoint, given)
-        if checkpoint.get("epoch", 0) >= cfg.training.num_epochs:
+        if checkpoint.get("epoch", 0) >= cfg.training.num_epochs and checkpoint.get("progress", {}).get("finished", True):
             print(f"{args.resume}: already finished, {checkpoint['epoch']} of {cfg.training.num_epochs} epochs; nothing to do")
             return 0
+    if args.results:
+        if Path(args.results).is_dir(): raise InputError(f"{args.results}: is a folder; --results takes a file")
+        check_writable(Path(args.results).parent)
     if cfg.device.reuse_memory: reuse_memory()
     print(to_yaml(cfg))
     result = fit(cfg, checkpoint, args.minutes)
-    if args.results: Path(args.results).write_text(json.dumps(result.summary))
+    for path in filter(None, (Path(cfg.paths.output_dir) / "results.json", args.results)):
+        Path(path).write_text(json.dumps(result.summary), encoding="utf-8")
     return result.exit_code
 
 # %% ../nbs/04_train.ipynb #e00a4b3a

@@ -1,0 +1,87 @@
+"What several test files use: a tiny run, its command line, and ways to compare."
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from alexnet_nb.data import CLASSES, drawings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The network at 227 pixels with 4 to 16 maps a layer; 58 drawings, 10 of them held out, so 6 steps of 8 an epoch.
+TINY = {
+    "model.width": 1 / 24, "training.num_epochs": 2, "training.batch_size": 8, "training.warmup_steps": 3, "training.seed": 7,
+    "data.dataset": "drawings", "data.train_images": 58, "data.val_images": 10, "data.test_images": 20, "data.num_workers": 0,
+    "data.download": False, "device.use_cuda": False, "device.reuse_memory": False,
+}
+STEPS = 6  # an epoch
+
+
+def settings(values: dict) -> list[str]:
+    "`--set` arguments."
+    return [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def tiny(out: Path, **changes) -> list[str]:
+    "The arguments of a tiny run that writes below `out`; changes are written section__key=value."
+    paths = {"paths.output_dir": str(out), "paths.checkpoint_dir": str(out / "models"), "paths.log_dir": str(out / "tblogs")}
+    return settings(TINY | paths | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProcess:
+    "`python -m alexnet_nb.MODULE ...` as its own process."
+    return subprocess.run([sys.executable, "-m", f"alexnet_nb.{module}", *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def snapshot(folder: Path) -> dict:
+    "Every file below a folder: its bytes, as a digest, and the time it was last written."
+    return {str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
+            for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:
+    "n drawings as PNG files 000.png, 001.png, ..."
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:03d}.png" for i in range(n)]
+    for path, image in zip(paths, map(drawings(n, seed).__getitem__, range(n))): image.save(path)
+    return paths
+
+
+def class_folders(root: Path, classes=CLASSES, train: int = 4, test: int = 2) -> Path:
+    "train/<class>/ and test/<class>/ with so many drawings each."
+    for part, n in (("train", train), ("test", test)):
+        pictures = drawings(10 * n, 5 if part == "train" else 6)
+        for c, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True, exist_ok=True)
+            for k in range(n): pictures[10 * k + c % 10].save(root / part / name / f"{k}.png")
+    return root
+
+
+def load(path: Path) -> dict:
+    "A checkpoint as it is stored."
+    return torch.load(path, weights_only=True)
+
+
+def differences(a, b, where: str = "", but=()) -> list[str]:
+    "Where two nests of dictionaries, sequences and tensors differ, bit for bit."
+    if where in but: return []
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys(): return [f"{where}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
+        return [d for k in a for d in differences(a[k], b[k], f"{where}.{k}" if where else str(k), but)]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{where}[{i}]", but)]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor): return [] if torch.equal(a, b) else [where]
+    return [] if type(a) is type(b) and a == b else [f"{where}: {a!r} is not {b!r}"]
+
+
+def lines(folder: Path, kind: str = "steps") -> list[dict]:
+    "A JSONL log of the one run below `folder`, without what depends on the clock; every line must be whole."
+    text = next(folder.glob(f"**/{kind}.jsonl")).read_text()
+    assert text == "" or text.endswith("\n")
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]

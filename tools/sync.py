@@ -1,0 +1,92 @@
+"""Derive from settings.ini and nbs/index.ipynb all that repeats them: addresses everywhere, and README.md.
+
+    python tools/sync.py            write
+    python tools/sync.py --check    write nothing, name what disagrees, exit 1 if anything does
+"""
+import argparse
+import base64
+import json
+import re
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ADDRESSED = ["nbs/*.ipynb", "_quarto.yml", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", ".github/workflows/*.y*ml"]
+
+
+def settings() -> dict:
+    "settings.ini, interpolated."
+    ini = ConfigParser(delimiters=["="])
+    ini.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(ini["DEFAULT"])
+
+
+def address(text: str, cfg: dict) -> str:
+    "The text with every address of the repository and its site as settings.ini has it."
+    user, repo, branch = cfg["user"], cfg["repo"], cfg["branch"]
+    text = re.sub(rf"(colab\.research\.google\.com/github)/[\w.-]+/{repo}/blob/[\w.-]+/", rf"\1/{user}/{repo}/blob/{branch}/", text)
+    text = re.sub(rf"github\.com/[\w.-]+/{repo}\b", f"github.com/{user}/{repo}", text)
+    text = re.sub(rf"[\w-]+\.github\.io/{repo}\b", f"{user}.github.io/{repo}", text)
+    return re.sub(r"(repo-branch:) \S+", rf"\1 {branch}", text)
+
+
+def shown(cell: dict) -> tuple[str, list[str]]:
+    "A cell's source without its directives, and the directives."
+    lines = "".join(cell["source"]).splitlines()
+    directives = [line.removeprefix("#|").strip() for line in lines if line.startswith("#|")]
+    return "\n".join(line for line in lines if not line.startswith("#|")).strip(), directives
+
+
+def outputs(cell: dict, images: dict[str, bytes], alt: str) -> list[str]:
+    "A code cell's outputs as Markdown; pictures are put into `images`."
+    parts = []
+    for out in cell["outputs"]:
+        data = out.get("data", {})
+        if "image/png" in data:
+            name = f"nbs/images/index-{len(images) + 1}.png"
+            images[name] = base64.b64decode("".join(data["image/png"]))
+            parts.append(f"![{alt}]({name})")
+        elif "text/markdown" in data: parts.append("".join(data["text/markdown"]))
+        elif text := "".join(out.get("text", data.get("text/plain", ""))).rstrip():
+            parts.append("\n".join(f"    {line}" for line in text.splitlines()))
+    return parts
+
+
+def readme() -> tuple[str, dict[str, bytes]]:
+    "README.md as the index notebook has it, and the pictures it shows."
+    parts, images = [], {}
+    for cell in json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]:
+        text, directives = shown(cell)
+        if cell["cell_type"] == "markdown": parts.append(text)
+        elif "hide" not in directives:
+            if "echo: false" not in directives and text: parts.append(f"```python\n{text}\n```")
+            alt = next((d.removeprefix("fig-alt:").strip(' "') for d in directives if d.startswith("fig-alt:")), "")
+            parts += outputs(cell, images, alt)
+    text = "\n\n".join(parts)
+    text = re.sub(r"\]\((?!https?:|#|nbs/)([\w./-]+\.(?:ipynb|png|svg))", r"](nbs/\1", text)
+    return "<!-- Made from nbs/index.ipynb by tools/sync.py: edit the notebook. -->\n\n" + text + "\n", images
+
+
+def main() -> int:
+    "Write, or check."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check, cfg, wrong = parser.parse_args().check, settings(), []
+
+    def put(path: Path, new: bytes) -> None:
+        if path.exists() and path.read_bytes() == new: return
+        wrong.append(str(path.relative_to(ROOT)))
+        if not check: path.write_bytes(new)
+
+    for path in sorted(p for pattern in ADDRESSED for p in ROOT.glob(pattern)):
+        put(path, address(path.read_text(encoding="utf-8"), cfg).encode())
+    text, images = readme()
+    put(ROOT / "README.md", address(text, cfg).encode())
+    for name, data in images.items(): put(ROOT / name, data)
+    for path in wrong: print(f"{path}: {'disagrees; run python tools/sync.py' if check else 'written'}")
+    return 1 if check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
