@@ -380,7 +380,7 @@ def read_cifar10(root: str | Path,          # holds the batches, the archive, or
         raise InputError(f"{Path(root) / CIFAR10.base_folder}: a batch is missing or damaged; remove the folder to unpack it again") from None
     return Images(data.data, np.array(data.targets))
 
-# %% ../nbs/01_data.ipynb #0138c8f3
+# %% ../nbs/01_data.ipynb #915569fb
 @dataclass(frozen=True)
 class Augmentation:
     "The chances of one image in one epoch."
@@ -393,7 +393,7 @@ class Augmentation:
 def augmentation(seed: int, epoch: int, index: int) -> Augmentation:
     "Depends on nothing but its three numbers: not on workers, devices, batches or what came before."
     rng = np.random.default_rng([seed, epoch, index])
-    return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(), tuple(rng.standard_normal(3)))
+    return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(), tuple(rng.standard_normal(3).tolist()))
 
 # %% ../nbs/01_data.ipynb #ec74bcb3
 @dataclass(frozen=True)

@@ -35,16 +35,17 @@ class Classifier:
     classes: tuple[str, ...] # in the order of the outputs
     device: torch.device
 
-# %% ../nbs/05_inference.ipynb #6b9cb57a
+# %% ../nbs/05_inference.ipynb #1042a10d
 def load_classifier(path: str | Path,                     # a checkpoint
-                    device: torch.device | None = None    # None: CUDA, else MPS, else the CPU
+                    device: torch.device | None = None,   # None: CUDA, else MPS, else the CPU
+                    lacking: dict | None = None           # arguments of `AlexNet` for what the checkpoint does not tell
                    ) -> Classifier:
     "A checkpoint, ready to predict. Raises `InputError` if it is not one."
     checkpoint = read_checkpoint(path)
     device = device or pick_device()
-    model, classes = build_model(checkpoint, path), stored_classes(checkpoint)
+    model, classes = build_model(checkpoint, path, lacking), stored_classes(checkpoint)
     if len(classes) != (outputs := model.classifier[-1].out_features):
-        raise InputError(f"{path}: names {len(classes)} classes, but the network has {outputs} outputs")
+        raise InputError(f"{path}: names {len(classes)} classes, but the network has {outputs} outputs; give another checkpoint")
     return Classifier(model.to(device).eval(), stored_recipe(checkpoint, model.image_dim), classes, device)
 
 # %% ../nbs/05_inference.ipynb #15c5899a
@@ -120,14 +121,14 @@ def predict_files(classifier: Classifier,
             if isinstance(r, Tensor): yield Prediction(str(path), next(answers).tolist())
             else: yield Prediction(str(path), error=str(r))
 
-# %% ../nbs/05_inference.ipynb #28b2a69c
+# %% ../nbs/05_inference.ipynb #a9c3be16
 def folder_images(folder: str | Path) -> list[Path]:
     "The image files of a folder, sorted. Raises `InputError` if it is missing or holds none."
     folder = Path(folder)
-    if not folder.exists(): raise InputError(f"{folder}: no such folder")
+    if not folder.exists(): raise InputError(f"{folder}: no such folder; check the path")
     if not folder.is_dir(): raise InputError(f"{folder}: is a file; use --image")
     files = image_files(folder)
-    if not files: raise InputError(f"{folder}: holds no image")
+    if not files: raise InputError(f"{folder}: holds no image; their names must end in .jpg, .png or the like")
     return files
 
 # %% ../nbs/05_inference.ipynb #4b2496f0
@@ -172,12 +173,12 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", action="store_true", help="print CSV")
     return parser
 
-# %% ../nbs/05_inference.ipynb #37635986
+# %% ../nbs/05_inference.ipynb #2e779b30
 def _check_classes(args: argparse.Namespace, classes: tuple[str, ...]) -> None:
     "Raise `InputError` if a number of classes was given and the checkpoint has another."
     given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set)).get("model", {}).get("num_classes")
     if given not in (None, len(classes)):
-        raise InputError(f"{args.config or '--set'}: model.num_classes is {given}, but the checkpoint has {len(classes)} classes")
+        raise InputError(f"{args.config or '--set'}: model.num_classes is {given}, but the checkpoint has {len(classes)} classes; make them agree or leave it out")
 
 
 def _load(args: argparse.Namespace) -> tuple[Classifier, list[Path]]:
@@ -185,7 +186,7 @@ def _load(args: argparse.Namespace) -> tuple[Classifier, list[Path]]:
     cfg = load_config(args.config, args.set)
     paths = folder_images(args.image_dir) if args.image_dir else [Path(args.image)]
     if args.image: open_rgb(args.image)
-    classifier = load_classifier(args.checkpoint, pick_device(cfg.device.use_cuda, cfg.device.device_ids))
+    classifier = load_classifier(args.checkpoint, pick_device(cfg.device.use_cuda, cfg.device.device_ids), cfg.model.model_dump())
     _check_classes(args, classifier.classes)
     return classifier, paths
 

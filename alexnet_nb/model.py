@@ -45,11 +45,12 @@ def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dr
         drop(), nn.Linear(hidden, hidden), last,
         nn.Linear(hidden, num_classes))
 
-# %% ../nbs/03_model.ipynb #edf60295
-def init_weights(model: "AlexNet",
+# %% ../nbs/03_model.ipynb #c777b505
+def init_weights(model: nn.Module,
                  how: str = "he" # 'he' (convolutions; 0.01 after them), 'paper', 'code' (the authors' files) or 'torch'
                 ) -> None:
     "Draw the weights anew, in place (paper, section 5)."
+    _choose("how", how, ("he", "paper", "code", "torch"))
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for i, layer in enumerate(layers):
         if how == "torch": layer.reset_parameters()
@@ -61,9 +62,9 @@ def init_weights(model: "AlexNet",
             nn.init.normal_(layer.weight, std=0.03 if how == "code" and i in (2, 3, 4) else 0.01)
             nn.init.constant_(layer.bias, 1.0 if i in (1, 3, 4, 5, 6) else 0.0)
 
-# %% ../nbs/03_model.ipynb #26384af5
+# %% ../nbs/03_model.ipynb #defb1951
 class AlexNet(nn.Module):
-    "AlexNet (paper, section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes)."
+    "AlexNet (paper, section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes). `ValueError` for another size or option."
     def __init__(self,
                  num_classes: int = 10,
                  *,

@@ -1,0 +1,378 @@
+"""A run that was cut in pieces, politely or by kill -9, equals the run that was left alone: bit for bit, batches, logs and all."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from common import STEPS, class_folders, differences, lines, load, snapshot, tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from alexnet_nb import inference, train
+from alexnet_nb.config import load_config
+from alexnet_nb.data import open_rgb
+
+# Dropout and flips are on; the rate falls after epoch 2, and the velocity is carried over as the paper's rule does.
+LONG = dict(training__num_epochs=4, training__lr_step_size=2, training__lr_gamma=0.5, training__paper_velocity=True)
+EACH_STEP = dict(training__checkpoint_minutes=1e-9)  # a checkpoint after every step
+CLOCK = ("progress.seconds", "config.paths", "config.data.num_workers", "config.training.checkpoint_minutes")
+needs_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    "Four epochs without a break."
+    out = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(train, "write_panels", lambda *args: None)
+        assert train.main(tiny(out, **LONG)) == 0
+    return out
+
+
+def go_on(out, **changes) -> int:
+    "Resume the last checkpoint, with two workers: they change nothing."
+    return train.main(["--resume", str(out / "models" / "alexnet_last.pkl"), *tiny(out, **LONG | dict(data__num_workers=2) | changes)])
+
+
+def scalars(folder) -> dict[str, list]:
+    "TensorBoard's curves of a run, as TensorBoard itself reads them: part/tag to (step, value) pairs."
+    curves = {}
+    for part in ("train", "val"):
+        events = EventAccumulator(str(folder / "tblogs" / "run-001" / part), size_guidance={"scalars": 0}).Reload()
+        curves |= {f"{part}/{tag}": [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return curves
+
+
+def check_equal(out, straight, but=()):
+    "Weights, optimizer, schedule, random states, best and final checkpoints, both logs and every curve."
+    for which in ("last", "best", "final"):
+        a, b = (load(folder / "models" / f"alexnet_{which}.pkl") for folder in (out, straight))
+        assert differences(a, b, but=(*CLOCK, *but)) == []
+    for kind in ("steps", "epochs"): assert lines(out, kind) == lines(straight, kind)
+    assert [row["step"] for row in lines(out)] == list(range(1, 4 * STEPS + 1))
+    ours, theirs = scalars(out), scalars(straight)
+    assert ours.keys() == theirs.keys()
+    for tag, points in ours.items():
+        steps = [step for step, _ in points]
+        assert steps == sorted(steps), f"{tag} steps backward"
+        if "images_per_second" not in tag and "test_" not in tag: assert sorted(set(points)) == theirs[tag], tag
+    assert not list((out / "models").glob(".*.part")) or out.joinpath("killed").exists()
+    assert len(list((out / "tblogs").iterdir())) == 1
+
+
+def test_the_long_run_has_what_makes_resuming_hard(straight):
+    config, steps = load(straight / "models" / "alexnet_final.pkl")["config"], lines(straight)
+    assert config["model"]["dropout"] == 0.5
+    assert [steps[i]["learning_rate"] for i in (0, 2, 11, 12)] == pytest.approx([0.01 / 3, 0.01, 0.01, 0.005])
+    assert len({row["loss"] for row in steps}) == 4 * STEPS
+
+
+def test_two_plus_two_epochs_equal_four(tmp_path, straight, no_panels, capsys):
+    assert train.main(tiny(tmp_path, **LONG | dict(training__num_epochs=2))) == 0
+    assert train.main(["--resume", str(tmp_path / "models" / "alexnet_final.pkl"), *tiny(tmp_path, **LONG, data__num_workers=2)]) == 0
+    check_equal(tmp_path, straight, but=["config.training.num_epochs"] * (load(tmp_path / "models" / "alexnet_best.pkl")["epoch"] <= 2))
+    first = load(tmp_path / "models" / "alexnet_final.previous.pkl")
+    assert (first["epoch"], first["total_steps"]) == (2, 2 * STEPS)
+
+
+# ---------------------------------------------------------------- stopped by a signal
+
+def signal_at(monkeypatch, where: int | str, number: int) -> None:
+    "Send this process a signal in the middle of a step, or in a validation or the test."
+    step, evaluate, calls = train.train_step, train.evaluate, []
+    def train_step(run, *args):
+        if run.progress.step + 1 == where: os.kill(os.getpid(), number)
+        return step(run, *args)
+    def evaluating(*args):
+        calls.append(1)
+        if len(calls) == {"validation 2": 2, "test": 5}.get(where): os.kill(os.getpid(), number)
+        return evaluate(*args)
+    monkeypatch.setattr(train, "train_step", train_step)
+    monkeypatch.setattr(train, "evaluate", evaluating)
+
+
+@needs_kill
+@pytest.mark.parametrize("name, code, where, steps", [("SIGTERM", 143, 9, 9), ("SIGINT", 130, 12, 12), ("SIGINT", 130, 1, 1),
+                                                      ("SIGTERM", 143, "validation 2", 12), ("SIGINT", 130, "test", 24)])
+def test_stopped_by_a_signal(name, code, where, steps, tmp_path, monkeypatch, straight, no_panels, capsys):
+    "The step is finished, a checkpoint written, one line says how to go on; going on makes the same run."
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as m:
+        signal_at(m, where, getattr(signal, name))
+        assert train.main(tiny(tmp_path, **LONG)) == code
+    path = tmp_path / "models" / "alexnet_last.pkl"
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f"stopped ({name}) after {steps} steps; go on with --resume {path}" and "Traceback" not in err
+    assert load(path)["total_steps"] == steps and len(lines(tmp_path)) == steps
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert go_on(tmp_path) == 0
+    check_equal(tmp_path, straight)
+
+
+@needs_kill
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
+def test_real_process_ended_from_outside(name, code, tmp_path, straight, no_panels):
+    "The whole process group gets the signal, workers too, as from Ctrl-C or a cluster's scheduler, wherever the run happens to be."
+    argv = tiny(tmp_path, **LONG | EACH_STEP, data__num_workers=2)
+    with open(tmp_path / "killed", "w") as err:
+        process = subprocess.Popen([sys.executable, "-m", "alexnet_nb.train", *argv], stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True)
+        log, deadline = tmp_path / "tblogs" / "run-001" / "steps.jsonl", time.monotonic() + 300
+        while not (log.exists() and log.read_bytes().count(b"\n") >= 8):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "killed").read_text()
+            time.sleep(0.01)
+        os.killpg(process.pid, getattr(signal, name))
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode == code
+    assert "Traceback" not in (tmp_path / "killed").read_text()
+    if name != "SIGKILL": assert out.splitlines()[-1].startswith(f"stopped ({name}) after ") and "go on with --resume" in out.splitlines()[-1]
+    assert go_on(tmp_path) == 0
+    check_equal(tmp_path, straight)
+
+
+# ---------------------------------------------------------------- ended by kill -9 at the worst moments
+
+DRIVER = '''
+import os, signal, sys
+from alexnet_nb import train
+point, *argv = sys.argv[1:]
+train.write_panels = lambda *args: None
+save_last, save, copy, save_final, step, torch_save = (train.save_last, train.save_checkpoint, train.copy_checkpoint, train.save_final, train.train_step, train.torch.save)
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def in_a_step(run, *args):  # after the checkpoint of step 8
+    if run.progress.step == 8: die()
+    return step(run, *args)
+
+def log_ahead(run, **best):  # step 9 is in the log, and half a line more, but in no checkpoint
+    if run.progress.step == 9:
+        with open(run.folder / "steps.jsonl", "a") as f: f.write('{"step": 10, "epoch": 2, "lo')
+        die()
+    save_last(run, **best)
+
+def while_saving(checkpoint, f):  # half of step 9's checkpoint is on disk
+    if checkpoint["total_steps"] == 9:
+        f.write(b"half of a checkpoint")
+        f.flush()
+        die()
+    torch_save(checkpoint, f)
+
+def before_epoch_is_saved(run, **best):  # epoch 2 is validated and logged; the checkpoint is from before that
+    if run.progress.epoch == 2 and run.progress.batch == 0: die()
+    save_last(run, **best)
+
+def between_epochs(run, **best):
+    save_last(run, **best)
+    if run.progress.epoch == 2 and run.progress.batch == 0: die()
+
+def before_final(run): die()
+
+def before_mark(source, target):  # the final checkpoint is there, the last one does not know it yet
+    if source.name == "alexnet_final.pkl": die()
+    copy(source, target)
+
+place = {"in_a_step": "train_step", "before_final": "save_final", "before_mark": "copy_checkpoint"}.get(point, "save_last")
+if point == "while_saving": train.torch.save = while_saving
+else: setattr(train, place, globals()[point])
+sys.exit(train.main(argv))
+'''
+POINTS = {"in_a_step": 8, "log_ahead": 8, "while_saving": 8, "before_epoch_is_saved": 12, "between_epochs": 12, "before_final": 24, "before_mark": 24}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    "A process for each point, two at a time, that kills itself there; gives the folders."
+    folders, queue, running = {p: tmp_path_factory.mktemp(p) for p in POINTS}, list(POINTS), []
+    while queue or running:
+        while queue and len(running) < 2:
+            point = queue.pop(0)
+            argv = tiny(folders[point], **LONG | EACH_STEP)
+            running.append(subprocess.Popen([sys.executable, "-c", DRIVER, point, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        assert running.pop(0).wait(600) == -signal.SIGKILL
+    return folders
+
+
+@needs_kill
+@pytest.mark.parametrize("point, step", POINTS.items())
+def test_killed(point, step, killed, straight, no_panels, capsys):
+    out = killed[point]
+    (out / "killed").touch()
+    assert load(out / "models" / "alexnet_last.pkl")["total_steps"] == step
+    assert go_on(out) == 0
+    assert "already finished" not in capsys.readouterr().out
+    check_equal(out, straight)
+    before = snapshot(out)
+    assert go_on(out) == 0
+    assert "already finished, 4 of 4 epochs" in capsys.readouterr().out and snapshot(out) == before
+
+
+@needs_kill
+def test_half_written_checkpoints_are_cleared_away(tmp_path, no_panels):
+    "What a killed run left half written goes when nobody can be writing it any more."
+    models = tmp_path / "models"
+    models.mkdir()
+    old, young = models / ".alexnet_last.pkl.1.part", models / ".alexnet_last.pkl.2.part"
+    for path in (old, young): path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert train.main([*tiny(tmp_path), "--minutes", "1e-9"]) == 0
+    assert not old.exists() and young.exists()
+
+
+# ---------------------------------------------------------------- a finished run
+
+@pytest.mark.parametrize("which", ["last", "final"])
+def test_finished_run_says_so_and_changes_nothing(which, trained, capsys):
+    before, path = snapshot(trained), trained / "models" / f"alexnet_{which}.pkl"
+    assert train.main(["--resume", str(path), *tiny(trained)]) == 0
+    assert capsys.readouterr() == (f"{path}: already finished, 2 of 2 epochs; nothing to do\n", "")
+    assert train.main(["--resume", str(path)]) == 0  # its own config says so too
+    assert snapshot(trained) == before
+
+
+def test_new_run_keeps_the_final_checkpoint_of_the_former(tmp_path, no_panels):
+    short = tiny(tmp_path, training__num_epochs=1)
+    assert train.main(short) == 0
+    former = load(tmp_path / "models" / "alexnet_final.pkl")
+    assert train.main([*short, "--set", "training.seed=8"]) == 0
+    assert differences(load(tmp_path / "models" / "alexnet_final.previous.pkl"), former) == []
+    assert load(tmp_path / "models" / "alexnet_final.pkl")["seed"] == 8
+    assert sorted(p.name for p in (tmp_path / "tblogs").iterdir()) == ["run-001", "run-002"]
+
+
+# ---------------------------------------------------------------- what may change on resume
+
+def test_the_checkpoint_wins_and_says_so(tmp_path, trained, capsys, no_panels):
+    path = trained / "models" / "alexnet_final.pkl"
+    cfg = train.resume_config(train.read_checkpoint(path), {"training": {"learning_rate": 0.5, "num_epochs": 9, "seed": 1}, "data": {"num_workers": 1}, "device": {"use_cuda": True}})
+    assert (cfg.training.learning_rate, cfg.training.num_epochs, cfg.training.seed, cfg.data.num_workers, cfg.device.use_cuda) == (0.01, 9, 7, 1, True)
+    assert capsys.readouterr().out.splitlines() == ["training.learning_rate stays 0.01, as the checkpoint has it", "training.seed stays 7, as the checkpoint has it"]
+
+
+def test_either_spelling_of_the_data_folder_may_change(trained):
+    checkpoint = train.read_checkpoint(trained / "models" / "alexnet_final.pkl")
+    for given in ({"data": {"data_dir": "elsewhere"}}, {"paths": {"input_root_dir": "elsewhere"}}):
+        assert train.resume_config(checkpoint, given).data.data_dir == "elsewhere"
+
+
+def test_other_classes_under_the_same_number_are_refused(tmp_path, no_panels, capsys):
+    root = class_folders(tmp_path / "root", classes=("ant", "bee", "fly"), train=3, test=1)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=3, model__num_classes=3)
+    assert train.main([*argv, "--minutes", "1e-9"]) == 0
+    for part in ("train", "test"): (root / part / "fly").rename(root / part / "moth")
+    capsys.readouterr()
+    before = snapshot(tmp_path)
+    assert train.main(["--resume", str(tmp_path / "out" / "models" / "alexnet_last.pkl"), *argv]) == 2
+    assert capsys.readouterr().err == f"alexnet_train: {root}: its classes are ant, bee, moth; the checkpoint's are ant, bee, fly; make them agree\n"
+    assert snapshot(tmp_path) == before
+
+
+# ---------------------------------------------------------------- checkpoints of others: six keys, one group, module.
+
+def parameter_order(checkpoint: dict) -> list[str]:
+    return list(checkpoint["model"])
+
+
+def six_keys(checkpoint: dict, prefix: str = "") -> dict:
+    "The same state as a plain PyTorch script would store it: one optimizer group in the order of the parameters."
+    names = parameter_order(checkpoint)
+    ours = [n for n in names if n.endswith("weight")] + [n for n in names if n.endswith("bias")]  # our groups: weights, then biases
+    state = {names.index(name): checkpoint["optimizer"]["state"][i] for i, name in enumerate(ours)}
+    group = checkpoint["optimizer"]["param_groups"][0] | {"params": list(range(len(names)))}
+    scheduler = checkpoint["scheduler"] | {k: checkpoint["scheduler"][k][:1] for k in ("base_lrs", "_last_lr")}
+    return dict(model={prefix + k: v for k, v in checkpoint["model"].items()}, optimizer=dict(state=dict(sorted(state.items())), param_groups=[group]),
+                scheduler=scheduler, epoch=checkpoint["epoch"], total_steps=checkpoint["total_steps"], seed=checkpoint["seed"])
+
+
+def test_six_keys_are_what_torch_itself_stores(trained):
+    "The helper above is honest: torch's own SGD over the parameters, in their order, takes that state."
+    foreign = six_keys(load(trained / "models" / "alexnet_final.pkl"))
+    model = train.build_model(train.read_checkpoint(trained / "models" / "alexnet_final.pkl"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    optimizer.load_state_dict(foreign["optimizer"])
+    for p in model.parameters(): assert optimizer.state[p]["momentum_buffer"].shape == p.shape
+    torch.optim.lr_scheduler.StepLR(optimizer, 30).load_state_dict(foreign["scheduler"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "module"])
+def test_six_keys_predict(prefix, tmp_path, trained, pictures):
+    whole = trained / "models" / "alexnet_final.pkl"
+    torch.save(six_keys(load(whole), prefix), tmp_path / "six.pkl")
+    ours, theirs = (inference.load_classifier(p, torch.device("cpu")) for p in (whole, tmp_path / "six.pkl"))
+    assert theirs.classes == ours.classes and theirs.recipe == ours.recipe
+    image = open_rgb(pictures / "003.png")
+    assert torch.equal(inference.predict(ours, image), inference.predict(theirs, image))
+    torch.save({"model": six_keys(load(whole), prefix)["model"]}, tmp_path / "only_model.pkl")
+    assert torch.equal(inference.predict(ours, image), inference.predict(inference.load_classifier(tmp_path / "only_model.pkl", torch.device("cpu")), image))
+
+
+def test_config_fills_what_six_keys_lack(tmp_path, trained, pictures, capsys):
+    torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl")), tmp_path / "six.pkl")
+    lacking = load_config(None, ["model.image_dim=224", "model.lrn=none"]).model.model_dump()
+    model = inference.load_classifier(tmp_path / "six.pkl", torch.device("cpu"), lacking).model
+    assert model.image_dim == 224 and isinstance(model.features[2], torch.nn.Identity) and model.features[0].out_channels == 4
+    predict = ["--checkpoint", str(tmp_path / "six.pkl"), "--image", str(pictures / "000.png"), "--json"]
+    assert inference.main(predict) == 0
+    usual = capsys.readouterr().out
+    assert inference.main([*predict, "--set", "model.lrn=none"]) == 0
+    assert capsys.readouterr().out != usual
+
+
+def test_momentum_of_one_group_lands_on_the_right_tensors(tmp_path, trained):
+    whole = train.read_checkpoint(trained / "models" / "alexnet_final.pkl")
+    torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl"), "module."), tmp_path / "six.pkl")
+    six = train.read_checkpoint(tmp_path / "six.pkl")
+    cfg = train.resume_config(six, load_config(None, [a for a in tiny(tmp_path / "out") if a != "--set"]).model_dump() | {"model": {}})
+    runs = [train.start(train.resume_config(whole, {"paths": cfg.paths.model_dump(exclude={"input_root_dir"})}), whole), train.start(cfg, six)]
+    buffers = [{name: run.optimizer.state[p]["momentum_buffer"] for name, p in run.model.named_parameters()} for run in runs]
+    assert differences(*buffers) == [] and len(buffers[0]) == 16
+    for run in runs:
+        assert all(buffers[0][name].shape == p.shape for name, p in run.model.named_parameters())
+        assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.0005, 0.0]
+        assert run.scheduler.get_last_lr() == [0.01, 0.01] and run.scheduler.last_epoch == 2
+        assert (run.progress.epoch, run.progress.step) == (2, 2 * STEPS)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "module"])
+def test_six_keys_go_on_like_the_whole_checkpoint(prefix, tmp_path, no_panels, capsys):
+    "Without dropout, whose random state six keys do not hold, both end in the same bits. The stored seed wins over another one."
+    settings = dict(model__dropout=0.0, training__lr_step_size=1)
+    assert train.main(tiny(tmp_path / "a", **settings, training__num_epochs=1)) == 0
+    whole = tmp_path / "a" / "models" / "alexnet_final.pkl"
+    (tmp_path / "b").mkdir()
+    torch.save(six_keys(load(whole), prefix), tmp_path / "b" / "six.pkl")
+    assert train.main(["--resume", str(whole), *tiny(tmp_path / "a", **settings)]) == 0
+    capsys.readouterr()
+    assert train.main(["--resume", str(tmp_path / "b" / "six.pkl"), *tiny(tmp_path / "b", **settings, training__seed=99, model__width=None)]) == 0
+    assert "training.seed stays 7, as the checkpoint has it" in capsys.readouterr().out
+    a, b = (load(tmp_path / x / "models" / "alexnet_final.pkl") for x in "ab")
+    for key in ("model", "optimizer", "epoch", "total_steps", "seed", "classes", "recipe"): assert differences(a[key], b[key]) == [], key
+    assert [row["loss"] for row in lines(tmp_path / "a")][STEPS:] == [row["loss"] for row in lines(tmp_path / "b")]
+
+
+def test_six_keys_with_another_number_of_classes(tmp_path, trained, capsys):
+    "Also where the data has that other number."
+    torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl")), tmp_path / "six.pkl")
+    root = class_folders(tmp_path / "root", classes=("ant", "bee", "fly"), train=3, test=1)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=3, training__num_epochs=3, model__width=None)
+    before = snapshot(tmp_path)
+    assert train.main(["--resume", "six.pkl", *argv, "--set", "model.num_classes=3"]) == 2
+    assert capsys.readouterr().err == "alexnet_train: model.num_classes is 3, but the checkpoint was trained with 10; leave it out or start anew\n"
+    assert train.main(["--resume", "six.pkl", *argv]) == 2
+    assert capsys.readouterr().err == f"alexnet_train: {root}: has 3 classes, model.num_classes is 10; make them agree\n"
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("spoil", ["too few", "wrong shape", "many groups"])
+def test_optimizer_state_that_does_not_fit(spoil, tmp_path, trained, capsys):
+    checkpoint = six_keys(load(trained / "models" / "alexnet_final.pkl"))
+    optimizer = checkpoint["optimizer"]
+    if spoil == "too few": optimizer["state"] = {k: v for k, v in optimizer["state"].items() if k < 3} | {99: {}}; optimizer["param_groups"][0]["params"] = [0, 1, 2]
+    if spoil == "wrong shape": optimizer["state"][0] = {"momentum_buffer": torch.zeros(2, 2)}
+    if spoil == "many groups": optimizer["param_groups"] = [dict(optimizer["param_groups"][0], params=[i]) for i in range(16)]
+    torch.save(checkpoint, tmp_path / "six.pkl")
+    before = snapshot(tmp_path)
+    assert train.main(["--resume", "six.pkl", *tiny(tmp_path / "out", training__num_epochs=3, model__width=None)]) == 2
+    assert capsys.readouterr().err == "alexnet_train: the checkpoint's optimizer state does not fit its network; resume from another checkpoint\n"
+    assert snapshot(tmp_path) == before
