@@ -25,7 +25,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# %% ../nbs/00_config.ipynb #fe96fde5
+# %% ../nbs/00_config.ipynb #f5f56184
 class InputError(ValueError):
     "What the user gave is wrong. Its text is one line that names the thing and the cure; commands exit with 2."
 
@@ -33,7 +33,7 @@ class InputError(ValueError):
 class RunError(RuntimeError):
     "Work began and could not be finished. Its text is one line that says what to do; commands exit with 1."
 
-# %% ../nbs/00_config.ipynb #864cd7e8
+# %% ../nbs/00_config.ipynb #20f0addf
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -42,7 +42,7 @@ class Section(BaseModel):
     "A part of the config: unknown keys and wrong types are errors, assignments are checked too."
     model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True, allow_inf_nan=False)
 
-# %% ../nbs/00_config.ipynb #5e1bded6
+# %% ../nbs/00_config.ipynb #7de5514b
 class ModelConfig(Section):
     "The network (sections 3 and 5 of the paper); the keys are the arguments of `AlexNet`."
     num_classes: Annotated[int, Field(ge=2)] = 10
@@ -57,7 +57,7 @@ class ModelConfig(Section):
     init: Literal["he", "paper", "code", "torch"] = "he"
     width: Annotated[float, Field(gt=0, le=1)] = 1.0
 
-# %% ../nbs/00_config.ipynb #e2cd05d5
+# %% ../nbs/00_config.ipynb #64e20420
 class TrainingConfig(Section):
     "Stochastic gradient descent (section 5 of the paper), and how often to save."
     num_epochs: Positive = 90
@@ -74,7 +74,7 @@ class TrainingConfig(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     linear_baseline: bool = False
 
-# %% ../nbs/00_config.ipynb #25ef9f56
+# %% ../nbs/00_config.ipynb #797cd385
 class DataConfig(Section):
     "Which pictures, where they are, and how they become batches (sections 2 and 4.1)."
     dataset: Literal["CIFAR10", "ImageFolder", "drawings"] = "CIFAR10"
@@ -88,7 +88,7 @@ class DataConfig(Section):
     pin_memory: bool = True
     drop_last: bool = False
 
-# %% ../nbs/00_config.ipynb #b380b5e6
+# %% ../nbs/00_config.ipynb #28411b8d
 class PathsConfig(Section):
     "Where things are read and written."
     input_root_dir: str | None = None
@@ -105,7 +105,7 @@ class DeviceConfig(Section):
     reuse_memory: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
 
-# %% ../nbs/00_config.ipynb #6e977609
+# %% ../nbs/00_config.ipynb #2da62441
 class Config(Section):
     "The whole configuration; `Config()` is the default recipe."
     model: ModelConfig = ModelConfig()
@@ -122,7 +122,7 @@ class Config(Section):
         self.data.data_dir, self.paths.input_root_dir = a or b or "alexnet_data_in", None
         return self
 
-# %% ../nbs/00_config.ipynb #e9aa13d2
+# %% ../nbs/00_config.ipynb #7cd696b0
 class _YamlLoader(yaml.SafeLoader):
     "SafeLoader that reads `1e-3` as a float, as YAML 1.2 does and PyYAML does not."
 
@@ -130,7 +130,7 @@ class _YamlLoader(yaml.SafeLoader):
 _YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
-# %% ../nbs/00_config.ipynb #7a7c51e4
+# %% ../nbs/00_config.ipynb #693fffc1
 def parse_yaml(text: str,           # YAML
                name: str = "config" # what to call it in an error
               ) -> Any:
@@ -144,11 +144,11 @@ def parse_yaml(text: str,           # YAML
     except (ValueError, RecursionError) as e:  # a date such as 2012-13-45, or brackets without end
         raise InputError(f"{name}: not valid YAML ({e})") from None
 
-# %% ../nbs/00_config.ipynb #08a88aef
+# %% ../nbs/00_config.ipynb #56e87f30
 _PACKAGE = Path(str(files("alexnet_nb")))   # where the library is installed, also when this runs in the notebook
 CONFIG_DIR = _PACKAGE / "configs"
 
-# %% ../nbs/00_config.ipynb #69d0daa2
+# %% ../nbs/00_config.ipynb #981cd703
 def config_path(source: str | Path # a name such as `quick`, or a path
                ) -> Path:
     "The file of a config that ships with the library, or of one of your own."
@@ -160,7 +160,7 @@ def config_path(source: str | Path # a name such as `quick`, or a path
         raise InputError(f"{source}: no such config; give a YAML file or one of {', '.join(shipped)}")
     return path
 
-# %% ../nbs/00_config.ipynb #d3ea3f5d
+# %% ../nbs/00_config.ipynb #c5fd5741
 def read_config_file(source: str | Path # a name such as `quick`, or a path
                     ) -> dict:
     "What a config file says, as a dictionary of sections; its values are not yet checked."
@@ -173,7 +173,7 @@ def read_config_file(source: str | Path # a name such as `quick`, or a path
         raise InputError(f"{path}: the top level is a {type(given).__name__}; it must be sections such as 'training:'")
     return given
 
-# %% ../nbs/00_config.ipynb #4f841bce
+# %% ../nbs/00_config.ipynb #c4c67ed7
 def _known_keys(section: str | None) -> list[str]:
     "The keys of a section, or of the top."
     if section is None: return list(Config.model_fields)
@@ -194,7 +194,7 @@ def _explain(error: dict, source: str) -> str:
     if not loc: return f"{source}: {message}"
     return f"{source}: {'.'.join(loc)} is {error['input']!r}; {message[0].lower()}{message[1:]}"
 
-# %% ../nbs/00_config.ipynb #395b209a
+# %% ../nbs/00_config.ipynb #74488610
 def make_config(given: dict,          # sections of keys
                 source: str = "config" # what to call it in an error
                ) -> Config:
@@ -206,7 +206,7 @@ def make_config(given: dict,          # sections of keys
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InputError(_explain(errors[0], source) + more) from None
 
-# %% ../nbs/00_config.ipynb #b20c19a0
+# %% ../nbs/00_config.ipynb #2fac024f
 def _drop_other_root(merged: dict, layer: dict) -> None:
     "`data.data_dir` and `paths.input_root_dir` mean one place: a later layer's spelling beats an earlier one's."
     roots = ("data", "data_dir"), ("paths", "input_root_dir")
@@ -227,7 +227,7 @@ def merge(*layers: dict # sections of keys; later ones win
             elif keys is not None or section not in Config.model_fields: merged[section] = keys
     return merged
 
-# %% ../nbs/00_config.ipynb #189354bb
+# %% ../nbs/00_config.ipynb #ea7fb883
 def parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
                    ) -> dict:
     "`section.key=value` texts as a dictionary of sections."
@@ -239,7 +239,7 @@ def parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
         given.setdefault(section, {})[name] = parse_yaml(value, f"--set {key}")
     return given
 
-# %% ../nbs/00_config.ipynb #467f6b9f
+# %% ../nbs/00_config.ipynb #eb8cc53b
 def load_config(source: str | Path | None = None, # a name, a path, or None for the defaults
                 overrides=()                      # texts such as `training.seed=1`, stronger than the file
                ) -> Config:
@@ -248,12 +248,12 @@ def load_config(source: str | Path | None = None, # a name, a path, or None for 
     make_config(merge(given), str(source))
     return make_config(merge(given, parse_overrides(overrides)), "--set" if overrides else str(source))
 
-# %% ../nbs/00_config.ipynb #4a615607
+# %% ../nbs/00_config.ipynb #04ce5a86
 def to_yaml(cfg: Config) -> str:
     "The configuration as YAML that `load_config` reads back."
     return yaml.safe_dump(cfg.model_dump(), sort_keys=False)
 
-# %% ../nbs/00_config.ipynb #7a16ba7b
+# %% ../nbs/00_config.ipynb #1aca8de2
 def pick_device(use_cuda: bool = True, # False keeps to the CPU
                 device_ids=(0,)        # GPU ids; read only where there is CUDA
                ) -> torch.device:
@@ -268,21 +268,21 @@ def pick_device(use_cuda: bool = True, # False keeps to the CPU
         raise InputError(f"device.device_ids names GPU {device_ids[0]}, but there are {count}, numbered from 0")
     return torch.device("cuda", device_ids[0])
 
-# %% ../nbs/00_config.ipynb #0fb02362
+# %% ../nbs/00_config.ipynb #af7330a3
 def describe_device(device: torch.device) -> str:
     "A line that says what computes."
     if device.type == "cuda": return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "mps": return "mps (Apple GPU)"
     return f"cpu ({torch.get_num_threads()} threads)"
 
-# %% ../nbs/00_config.ipynb #3b0630b8
+# %% ../nbs/00_config.ipynb #bcae12f9
 def set_seed(seed: int) -> None:
     "Seed torch (all devices), NumPy and Python."
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #52b9c9f1
+# %% ../nbs/00_config.ipynb #e3c9d618
 def _machine_failure(e: Exception) -> str | None:
     "One line for what memory, disk or a killed process did; None for anything else."
     text = str(e)
@@ -300,7 +300,7 @@ def _let_output_go() -> None:
     try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError): pass
 
-# %% ../nbs/00_config.ipynb #d315cf06
+# %% ../nbs/00_config.ipynb #d23c6424
 def run_command(name: str,                # for the error line
                 work: Callable[[], int]   # returns the exit code
                ) -> int:
@@ -320,7 +320,7 @@ def run_command(name: str,                # for the error line
     print(f"{name}: {text}", file=sys.stderr)
     return code
 
-# %% ../nbs/00_config.ipynb #ed8c1573
+# %% ../nbs/00_config.ipynb #6650ed8e
 def read_results(name: str # such as `cifar10_real`
                 ) -> dict | None:
     "A measured result that ships with the library, or None if it is not there."

@@ -9,7 +9,7 @@ __all__ = ['CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CIFAR10_ARCHIVE', 'CIFAR
            'colour_statistics', 'principal_colours', 'usual_recipe', 'paper_recipe', 'split', 'PreparedImages',
            'EpochBatches', 'make_loader']
 
-# %% ../nbs/01_data.ipynb #11b31c95
+# %% ../nbs/01_data.ipynb #7af938bf
 import errno
 import hashlib
 import http.client
@@ -30,16 +30,16 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets import CIFAR10
 from torchvision.transforms.v2 import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import InputError
 
-# %% ../nbs/01_data.ipynb #3fb6e6e2
+# %% ../nbs/01_data.ipynb #52f35610
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# %% ../nbs/01_data.ipynb #4d14ae98
+# %% ../nbs/01_data.ipynb #95b76213
 def to_rgb(image: Image.Image # any mode Pillow reads
           ) -> Image.Image:
     "The first frame, upright, as 8-bit RGB: transparency goes on white, 16-bit values are scaled."
@@ -53,7 +53,7 @@ def to_rgb(image: Image.Image # any mode Pillow reads
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
-# %% ../nbs/01_data.ipynb #b6923a86
+# %% ../nbs/01_data.ipynb #ffa0bba5
 def open_rgb(path: str | Path # an image file
             ) -> Image.Image:
     "An image file as upright 8-bit RGB. Raises `InputError` that names the file and what is wrong with it."
@@ -74,14 +74,14 @@ def open_rgb(path: str | Path # an image file
         raise InputError(f"{path}: not an image in a format that Pillow reads; save it as JPEG or PNG") from None
     except Exception as e: raise InputError(f"{path}: damaged image ({e}); fetch it again or take it away") from None
 
-# %% ../nbs/01_data.ipynb #a2a26c8f
+# %% ../nbs/01_data.ipynb #7bd1cd75
 def image_files(folder: str | Path # searched at its top level only
                ) -> list[Path]:
     "The files of a folder whose suffix names an image format, in any case, sorted by name."
     suffixes = Image.registered_extensions()
     return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
-# %% ../nbs/01_data.ipynb #529e5dad
+# %% ../nbs/01_data.ipynb #400b48bc
 @dataclass(frozen=True)
 class Images:
     "Labelled pictures, held in memory or as files that are opened when asked for."
@@ -100,7 +100,7 @@ class Images:
         items = self.items[indices] if isinstance(self.items, np.ndarray) else [self.items[i] for i in indices]
         return replace(self, items=items, labels=self.labels[indices])
 
-# %% ../nbs/01_data.ipynb #0fe1f169
+# %% ../nbs/01_data.ipynb #e0797900
 _S = 4  # drawn four times too large, then shrunk, so that edges are smooth
 
 
@@ -125,7 +125,7 @@ class _Pen:
         (x0, y0), (x1, y1) = self.at([(u - a, v - b), (u + a, v + b)])
         self.canvas.ellipse([min(x0, x1), y0, max(x0, x1), y1], fill=colour)
 
-# %% ../nbs/01_data.ipynb #80d3dac3
+# %% ../nbs/01_data.ipynb #6282a81b
 def _airplane(pen, body, dark, light):
     pen.ellipse(.5, .5, .5, .09, body)
     pen.polygon([(.45, .5), (.6, .5), (.38, .9), (.26, .9)], dark)
@@ -148,7 +148,7 @@ def _bird(pen, body, dark, light):
     pen.polygon([(.2, .55), (0, .42), (.02, .66)], body)
     for u in (.42, .52): pen.line([(u, .72), (u, .95)], dark, .04)
 
-# %% ../nbs/01_data.ipynb #c57993d3
+# %% ../nbs/01_data.ipynb #5b5fb4b6
 def _cat(pen, body, dark, light):
     for a, b, c in ((.14, .2, .42), (.86, .8, .58)): pen.polygon([(a, 0), (b, .5), (c, .28)], body)
     pen.ellipse(.5, .58, .4, .36, body)
@@ -173,7 +173,7 @@ def _frog(pen, body, dark, light):
     pen.line([(.2, .7), (.5, .8), (.8, .7)], dark, .04)
     for u in (.08, .92): pen.ellipse(u, .9, .14, .07, body)
 
-# %% ../nbs/01_data.ipynb #e1b71643
+# %% ../nbs/01_data.ipynb #14fa9ca4
 def _deer(pen, body, dark, light):
     pen.ellipse(.4, .6, .28, .14, body)
     pen.polygon([(.56, .6), (.68, .62), (.8, .36), (.7, .32)], body)
@@ -191,7 +191,7 @@ def _horse(pen, body, dark, light):
     pen.line([(.54, .42), (.64, .2), (.74, .08)], dark, .09)
     pen.line([(.12, .45), (.02, .6), (.02, .85)], dark, .09)
 
-# %% ../nbs/01_data.ipynb #a24a6760
+# %% ../nbs/01_data.ipynb #edf1c32b
 def _ship(pen, body, dark, light):
     pen.polygon([(0, .62), (1, .62), (.84, .88), (.14, .88)], dark)
     pen.polygon([(.24, .44), (.74, .44), (.74, .62), (.24, .62)], light)
@@ -209,7 +209,7 @@ def _truck(pen, body, dark, light):
 
 _SHAPES = (_airplane, _automobile, _bird, _cat, _deer, _dog, _frog, _horse, _ship, _truck)
 
-# %% ../nbs/01_data.ipynb #ee1ecbde
+# %% ../nbs/01_data.ipynb #f8031d20
 # Two colours of background, top and bottom, for each class, and the colours its body may have.
 _SKY, _ROAD, _ROOM, _GRASS = ((150, 200, 245), (215, 232, 250)), ((190, 200, 210), (95, 95, 100)), ((225, 205, 180), (170, 130, 100)), ((185, 215, 240), (95, 160, 70))
 _POND, _SEA = ((120, 160, 110), (70, 115, 125)), ((205, 225, 240), (45, 95, 150))
@@ -225,7 +225,7 @@ def _jitter(rng, colour, spread: float) -> np.ndarray:
     "A colour near this one."
     return (np.array(colour) + rng.normal(0, spread, 3)).clip(0, 255)
 
-# %% ../nbs/01_data.ipynb #dcd85b67
+# %% ../nbs/01_data.ipynb #41e02785
 def _background(label: int, rng) -> Image.Image:
     "A gradient between the two colours of the place, its horizon anywhere, with a few soft blots."
     side = 32 * _S
@@ -239,7 +239,7 @@ def _background(label: int, rng) -> Image.Image:
         canvas.ellipse([x - r, y - r, x + r, y + r], fill=tuple(map(int, _jitter(rng, (top + bottom) / 2, 40))))
     return image.filter(ImageFilter.GaussianBlur(_S))
 
-# %% ../nbs/01_data.ipynb #50330905
+# %% ../nbs/01_data.ipynb #3cca4f28
 def draw_picture(label: int, # 0 to 9, see `CLASSES`
                  rng: np.random.Generator
                 ) -> np.ndarray:
@@ -253,7 +253,7 @@ def draw_picture(label: int, # 0 to 9, see `CLASSES`
     small = np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=float)
     return (small + rng.normal(0, rng.uniform(2, 10), small.shape)).clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/01_data.ipynb #e3767903
+# %% ../nbs/01_data.ipynb #f703f546
 def drawings(n: int,       # how many; classes take turns
              seed: int = 0 # different seeds share no picture
             ) -> Images:
@@ -261,7 +261,7 @@ def drawings(n: int,       # how many; classes take turns
     items = [draw_picture(i % 10, np.random.default_rng([seed, i])) for i in range(n)]
     return Images(np.stack(items), np.arange(n) % 10)
 
-# %% ../nbs/01_data.ipynb #1d7525b5
+# %% ../nbs/01_data.ipynb #0447336c
 def read_folder(folder: str | Path,                   # one folder a class in it
                 classes: Sequence[str] | None = None  # the classes it must have; None takes its sub-folders, sorted
                ) -> Images:
@@ -280,7 +280,7 @@ def read_folder(folder: str | Path,                   # one folder a class in it
         labels += [label] * len(here)
     return Images(files, np.array(labels), tuple(classes or found))
 
-# %% ../nbs/01_data.ipynb #8fd71db0
+# %% ../nbs/01_data.ipynb #e40c5643
 def _check_file(path: Path) -> None:
     "Decode a small file, read the header of a large one."
     if path.stat().st_size < 2**16: open_rgb(path)
@@ -295,7 +295,7 @@ def check_images(images: Images) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in tqdm(pool.map(_check_file, images.items), total=len(images), desc="checking images", leave=False, disable=len(images) < 5000): pass
 
-# %% ../nbs/01_data.ipynb #b48c514c
+# %% ../nbs/01_data.ipynb #9d0e77f1
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 CIFAR10_SOURCES = (
@@ -303,12 +303,12 @@ CIFAR10_SOURCES = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
 
-# %% ../nbs/01_data.ipynb #f9c09e6a
+# %% ../nbs/01_data.ipynb #b8a914e9
 def md5(path: Path) -> str:
     "The MD5 of a file, in hexadecimal."
     with open(path, "rb") as f: return hashlib.file_digest(f, "md5").hexdigest()
 
-# %% ../nbs/01_data.ipynb #9d8e8bea
+# %% ../nbs/01_data.ipynb #e1665ce8
 def download(url: str,          # where from
              path: Path,        # where to; written under another name until it is whole
              digest: str,       # the MD5 that it must have
@@ -328,7 +328,7 @@ def download(url: str,          # where from
     finally:
         part.unlink(missing_ok=True)
 
-# %% ../nbs/01_data.ipynb #09a1c9c9
+# %% ../nbs/01_data.ipynb #98f7871a
 def fetch_cifar10(root: str | Path,           # the archive goes here
                   sources=CIFAR10_SOURCES,    # tried in turn
                   timeout: float = 30         # seconds without a byte before the next one
@@ -347,7 +347,7 @@ def fetch_cifar10(root: str | Path,           # the archive goes here
             tried.append(f"{url.split('/')[2] or 'file'}: {e}")
     raise InputError(f"CIFAR-10 could not be downloaded ({'; '.join(tried)}); put {CIFAR10_ARCHIVE} into {path.parent} by hand")
 
-# %% ../nbs/01_data.ipynb #06984315
+# %% ../nbs/01_data.ipynb #84114ec7
 def find_cifar10(root: str | Path,       # where the data is or goes
                  may_download: bool = True, # False never touches the network
                  sources=CIFAR10_SOURCES
@@ -365,7 +365,7 @@ def find_cifar10(root: str | Path,       # where the data is or goes
         raise InputError(f"{archive}: is not CIFAR-10's archive (its MD5 is not {CIFAR10_MD5}); replace it or move it away")
     with tarfile.open(archive) as tar: tar.extractall(root, filter="data")
 
-# %% ../nbs/01_data.ipynb #db689dcc
+# %% ../nbs/01_data.ipynb #9fe80b36
 def read_cifar10(root: str | Path,          # holds the batches, the archive, or train/ and test/
                  train: bool = True,        # 50,000 training or 10,000 test images
                  may_download: bool = True,
@@ -380,7 +380,7 @@ def read_cifar10(root: str | Path,          # holds the batches, the archive, or
         raise InputError(f"{Path(root) / CIFAR10.base_folder}: a batch is missing or damaged; remove the folder to unpack it again") from None
     return Images(data.data, np.array(data.targets))
 
-# %% ../nbs/01_data.ipynb #915569fb
+# %% ../nbs/01_data.ipynb #83bfeb06
 @dataclass(frozen=True)
 class Augmentation:
     "The chances of one image in one epoch."
@@ -395,7 +395,7 @@ def augmentation(seed: int, epoch: int, index: int) -> Augmentation:
     rng = np.random.default_rng([seed, epoch, index])
     return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(), tuple(rng.standard_normal(3).tolist()))
 
-# %% ../nbs/01_data.ipynb #ec74bcb3
+# %% ../nbs/01_data.ipynb #466d5a0b
 @dataclass(frozen=True)
 class Recipe:
     "How a picture becomes a tensor (3, size, size)."
@@ -405,7 +405,7 @@ class Recipe:
     short_side: int | None = None              # resize to this, then crop; None squashes to size x size
     colour: tuple[tuple[float, ...], ...] | None = None # (3, 3): principal colours, scaled, as columns
 
-# %% ../nbs/01_data.ipynb #bd0cc389
+# %% ../nbs/01_data.ipynb #021d7b78
 def prepare(image: Image.Image,                # RGB
             recipe: Recipe,
             chance: Augmentation | None = None # None: no augmentation, the centre crop
@@ -425,7 +425,7 @@ def prepare(image: Image.Image,                # RGB
         x += shift[:, None, None]
     return F.normalize(x, recipe.mean, recipe.std, inplace=True)
 
-# %% ../nbs/01_data.ipynb #11ada227
+# %% ../nbs/01_data.ipynb #19054ea0
 def colour_statistics(images: Images,
                       most: int = 10_000 # images looked at, evenly spread
                      ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -437,14 +437,14 @@ def colour_statistics(images: Images,
     mean = total / n
     return torch.from_numpy(mean), torch.from_numpy(products / n - np.outer(mean, mean))
 
-# %% ../nbs/01_data.ipynb #c64c8cba
+# %% ../nbs/01_data.ipynb #ab9b9bb7
 def principal_colours(covariance: torch.Tensor # (3, 3)
                      ) -> tuple[torch.Tensor, torch.Tensor]:
     "Eigenvalues (3,), largest first, and eigenvectors as columns (3, 3)."
     values, vectors = torch.linalg.eigh(covariance.double())
     return values.flip(0), vectors.flip(1)
 
-# %% ../nbs/01_data.ipynb #abe81801
+# %% ../nbs/01_data.ipynb #955484ee
 def usual_recipe(size: int = 227) -> Recipe:
     "Squash to size x size, ImageNet's mean and deviation: what most repositories do."
     return Recipe(size)
@@ -456,7 +456,7 @@ def paper_recipe(size: int, mean: torch.Tensor, covariance: torch.Tensor, streng
     colour = strength * vectors * values.clamp(min=0).sqrt()
     return Recipe(size, tuple(mean.tolist()), (1 / 255,) * 3, 256, tuple(map(tuple, colour.tolist())))
 
-# %% ../nbs/01_data.ipynb #92f9b3d7
+# %% ../nbs/01_data.ipynb #45eb194e
 def split(labels: np.ndarray, # int (N,)
           val_images: int,    # how many to hold out
           seed: int
@@ -470,7 +470,7 @@ def split(labels: np.ndarray, # int (N,)
     held[by_class[np.linspace(0, len(labels), val_images, endpoint=False).astype(int)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 
-# %% ../nbs/01_data.ipynb #0cabab71
+# %% ../nbs/01_data.ipynb #15450779
 class PreparedImages(Dataset):
     "Gives (tensor, label, index) for a key (epoch, index); augments if it has a seed."
     def __init__(self, images: Images, recipe: Recipe, seed: int | None = None):
@@ -483,7 +483,7 @@ class PreparedImages(Dataset):
         chance = None if self.seed is None else augmentation(self.seed, epoch, i)
         return prepare(self.images[i], self.recipe, chance), int(self.images.labels[i]), i
 
-# %% ../nbs/01_data.ipynb #9c1ded80
+# %% ../nbs/01_data.ipynb #e2e99703
 class EpochBatches(Sampler):
     "Batches of keys (epoch, index). The order depends on (seed, epoch) alone; `start` skips batches already done."
     def __init__(self, indices: np.ndarray, batch_size: int, seed: int | None = None, drop_last: bool = False):
@@ -504,11 +504,13 @@ class EpochBatches(Sampler):
         for b in range(self.start, self.start + len(self)):
             yield [(self.epoch, i) for i in order[b * self.batch_size:(b + 1) * self.batch_size]]
 
-# %% ../nbs/01_data.ipynb #34c635ae
+# %% ../nbs/01_data.ipynb #4265e428
 def _quiet_worker(_: int) -> None:
     "Being told to stop is the main process's business; one thread a worker is enough for small pictures."
     import signal
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    later = (lambda *_: signal.alarm(30)) if hasattr(signal, "alarm") else signal.SIG_DFL  # 30 s for the update that is under way
+    signal.signal(signal.SIGTERM, later)
     torch.set_num_threads(1)
 
 

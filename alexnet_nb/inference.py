@@ -26,7 +26,7 @@ from .data import Recipe, image_files, open_rgb, prepare
 from .model import AlexNet
 from .train import Evaluation, build_model, read_checkpoint, stored_classes, stored_recipe
 
-# %% ../nbs/05_inference.ipynb #a5dd320f
+# %% ../nbs/05_inference.ipynb #cf332933
 @dataclass(frozen=True)
 class Classifier:
     "A trained network, its class names, and the way a picture must take to it."
@@ -35,7 +35,7 @@ class Classifier:
     classes: tuple[str, ...] # in the order of the outputs
     device: torch.device
 
-# %% ../nbs/05_inference.ipynb #1042a10d
+# %% ../nbs/05_inference.ipynb #cffd0117
 def load_classifier(path: str | Path,                     # a checkpoint
                     device: torch.device | None = None,   # None: CUDA, else MPS, else the CPU
                     lacking: dict | None = None           # arguments of `AlexNet` for what the checkpoint does not tell
@@ -48,7 +48,7 @@ def load_classifier(path: str | Path,                     # a checkpoint
         raise InputError(f"{path}: names {len(classes)} classes, but the network has {outputs} outputs; give another checkpoint")
     return Classifier(model.to(device).eval(), stored_recipe(checkpoint, model.image_dim), classes, device)
 
-# %% ../nbs/05_inference.ipynb #15c5899a
+# %% ../nbs/05_inference.ipynb #82b59ee8
 @torch.inference_mode()
 def probabilities(classifier: Classifier,
                   batch: Tensor # (N, 3, size, size), prepared
@@ -58,7 +58,7 @@ def probabilities(classifier: Classifier,
     if not torch.isfinite(logits).all(): raise RunError("the network's outputs are not finite numbers; the checkpoint is spoiled")
     return logits.softmax(1)
 
-# %% ../nbs/05_inference.ipynb #a28eddfc
+# %% ../nbs/05_inference.ipynb #f447fd0e
 def ten_views(image: Image.Image, # RGB, any size
               recipe: Recipe
              ) -> Tensor:
@@ -70,7 +70,7 @@ def ten_views(image: Image.Image, # RGB, any size
     views = torch.stack([prepare(view, flat) for view in F.five_crop(image, [size, size])])
     return torch.cat([views, views.flip(-1)])
 
-# %% ../nbs/05_inference.ipynb #63a8a13d
+# %% ../nbs/05_inference.ipynb #85fe50ef
 def prepare_views(image: Image.Image, # RGB
                   recipe: Recipe,
                   views: int = 1      # or 10
@@ -87,7 +87,7 @@ def predict(classifier: Classifier,
     "The probabilities (C,) of one picture; with ten views, the mean of theirs."
     return probabilities(classifier, prepare_views(image, classifier.recipe, views)).mean(0)
 
-# %% ../nbs/05_inference.ipynb #1893004c
+# %% ../nbs/05_inference.ipynb #12112b31
 @dataclass(frozen=True)
 class Prediction:
     "What was said of a file: probabilities in the order of the classes, or why there are none."
@@ -99,7 +99,7 @@ class Prediction:
         "Classes and probabilities, most probable first; equals stay in the classes' order."
         return sorted(zip(classes, self.probabilities), key=lambda pair: -pair[1])
 
-# %% ../nbs/05_inference.ipynb #14a70ab4
+# %% ../nbs/05_inference.ipynb #772c62bd
 def _read(path: Path, recipe: Recipe, views: int) -> Tensor | InputError:
     "A file's views (views, 3, size, size), or the error that reading it gave."
     try: return prepare_views(open_rgb(path), recipe, views)
@@ -121,7 +121,7 @@ def predict_files(classifier: Classifier,
             if isinstance(r, Tensor): yield Prediction(str(path), next(answers).tolist())
             else: yield Prediction(str(path), error=str(r))
 
-# %% ../nbs/05_inference.ipynb #a9c3be16
+# %% ../nbs/05_inference.ipynb #f3490849
 def folder_images(folder: str | Path) -> list[Path]:
     "The image files of a folder, sorted. Raises `InputError` if it is missing or holds none."
     folder = Path(folder)
@@ -131,7 +131,7 @@ def folder_images(folder: str | Path) -> list[Path]:
     if not files: raise InputError(f"{folder}: holds no image; their names must end in .jpg, .png or the like")
     return files
 
-# %% ../nbs/05_inference.ipynb #4b2496f0
+# %% ../nbs/05_inference.ipynb #3f787efe
 def format_prediction(p: Prediction, classes: tuple[str, ...], everything: bool) -> str:
     "A line with the best class, or, with everything, a table of all classes under it, most probable first."
     ranked = p.ranked(classes)
@@ -140,7 +140,7 @@ def format_prediction(p: Prediction, classes: tuple[str, ...], everything: bool)
     width = max(map(len, classes))
     return "\n".join([line, *(f"  {name:{width}}  {q:8.4%}" for name, q in ranked)])
 
-# %% ../nbs/05_inference.ipynb #8412665e
+# %% ../nbs/05_inference.ipynb #14479316
 def write_json(predictions: list[Prediction], classes: tuple[str, ...], out: TextIO) -> None:
     "All probabilities as a JSON list, an object a file, most probable class first."
     rows = [dict(path=p.path, error=p.error) if p.error else
@@ -156,7 +156,7 @@ def write_csv(predictions: list[Prediction], classes: tuple[str, ...], out: Text
     for p in predictions:
         table.writerow([p.path, p.ranked(classes)[0][0], *p.probabilities, ""] if not p.error else [p.path, "", *[""] * len(classes), p.error])
 
-# %% ../nbs/05_inference.ipynb #2042d5dd
+# %% ../nbs/05_inference.ipynb #007a4a89
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_predict`."
     parser = argparse.ArgumentParser("alexnet_predict", description="Name what is on an image, or on every image of a folder.")
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", action="store_true", help="print CSV")
     return parser
 
-# %% ../nbs/05_inference.ipynb #2e779b30
+# %% ../nbs/05_inference.ipynb #4c9f5583
 def _check_classes(args: argparse.Namespace, classes: tuple[str, ...]) -> None:
     "Raise `InputError` if a number of classes was given and the checkpoint has another."
     given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set)).get("model", {}).get("num_classes")
@@ -190,7 +190,7 @@ def _load(args: argparse.Namespace) -> tuple[Classifier, list[Path]]:
     _check_classes(args, classifier.classes)
     return classifier, paths
 
-# %% ../nbs/05_inference.ipynb #fe6c43af
+# %% ../nbs/05_inference.ipynb #cb66c522
 def _predict(args: argparse.Namespace) -> int:
     "The work of `alexnet_predict`; the exit code."
     classifier, paths = _load(args)
@@ -204,25 +204,25 @@ def _predict(args: argparse.Namespace) -> int:
     if args.image_dir: print(f"{len(done) - bad} predicted, {bad} skipped", file=sys.stderr)
     return 1 if bad else 0
 
-# %% ../nbs/05_inference.ipynb #88e0a3ad
+# %% ../nbs/05_inference.ipynb #3f37c2d8
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_predict`; returns the exit code."
     args = _parser().parse_args(argv)
     return run_command("alexnet_predict", lambda: _predict(args))
 
-# %% ../nbs/05_inference.ipynb #8e3a424c
+# %% ../nbs/05_inference.ipynb #836cb742
 def class_accuracy(counts: Tensor # a confusion matrix (C, C), rows the true classes
                   ) -> Tensor:
     "The share of each true class that was named right, float (C,); nan for a class that did not occur."
     return counts.diagonal() / counts.sum(1)
 
-# %% ../nbs/05_inference.ipynb #69a9b7b6
+# %% ../nbs/05_inference.ipynb #b77aaa29
 def confident_mistakes(result: Evaluation, most: int = 8) -> Tensor:
     "Rows of the wrong answers that were given with the highest probability, that one first: int64, at most `most`."
     confidence, answer = result.probabilities.max(1)
     wrong = (answer != result.labels).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:most]
 
-# %% ../nbs/05_inference.ipynb #a5a311e8
+# %% ../nbs/05_inference.ipynb #287c607a
 if __name__ == "__main__" and __spec__:
     sys.exit(main())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/02_lrn.ipynb #e0d78851
+# %% ../nbs/02_lrn.ipynb #6f47c965
 def window_sum(q: Tensor,  # (N, C, ...)
                before: int, # channels before i in the window
                after: int   # channels after it
@@ -21,17 +21,17 @@ def window_sum(q: Tensor,  # (N, C, ...)
     for d in range(1, min(after, C - 1) + 1): total[:, :C - d] += q[:, d:]
     return total
 
-# %% ../nbs/02_lrn.ipynb #bc1e327c
+# %% ../nbs/02_lrn.ipynb #10967f8b
 def _power(s: Tensor, beta: float) -> Tensor:
     "s to the power -beta; two square roots are much cheaper than a general power."
     return (s * s.sqrt()).rsqrt() if beta == 0.75 else s.pow(-beta)
 
-# %% ../nbs/02_lrn.ipynb #2229cc95
+# %% ../nbs/02_lrn.ipynb #3f255fac
 def _forward(x: Tensor, window: tuple[int, int], k: float, a: float, beta: float) -> Tensor:
     "y = x s^-beta with s = k + a W(x^2)."
     return x * _power(window_sum(x * x, *window).mul_(a).add_(k), beta)
 
-# %% ../nbs/02_lrn.ipynb #ee890db4
+# %% ../nbs/02_lrn.ipynb #8e8ad3e8
 def _backward(x: Tensor, g: Tensor, window: tuple[int, int], k: float, a: float, beta: float) -> Tensor:
     "dL/dx from x and g = dL/dy; s is computed again, and the window mirrored."
     before, after = window
@@ -39,7 +39,7 @@ def _backward(x: Tensor, g: Tensor, window: tuple[int, int], k: float, a: float,
     gp = g * _power(s, beta)
     return gp - 2 * a * beta * x * window_sum(gp * x / s, after, before)
 
-# %% ../nbs/02_lrn.ipynb #9c721fad
+# %% ../nbs/02_lrn.ipynb #14c093ea
 def _in_chunks(formula, constants: tuple, x: Tensor, *others: Tensor) -> Tensor:
     "The formula over all of x, in float32 or better; on a CPU two images at a time, so that temporaries stay in its cache."
     out, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
@@ -48,7 +48,7 @@ def _in_chunks(formula, constants: tuple, x: Tensor, *others: Tensor) -> Tensor:
         o.copy_(formula(*(p.to(wide) for p in parts), *constants))
     return out
 
-# %% ../nbs/02_lrn.ipynb #455af4cb
+# %% ../nbs/02_lrn.ipynb #c026d268
 class _LRN(torch.autograd.Function):
     "`_forward` with `_backward` for its gradient. Keeps x alone for the way back."
     @staticmethod
@@ -62,7 +62,7 @@ class _LRN(torch.autograd.Function):
     def backward(ctx, g):
         return _in_chunks(_backward, ctx.constants, *ctx.saved_tensors, g), None, None, None, None
 
-# %% ../nbs/02_lrn.ipynb #f57be26f
+# %% ../nbs/02_lrn.ipynb #2c85cba7
 def local_response_norm(x: Tensor,            # (N, C, ...), any float type
                         n: int = 5,           # channels in the window
                         k: float = 2.0,
@@ -76,7 +76,7 @@ def local_response_norm(x: Tensor,            # (N, C, ...), any float type
     a = alpha / n if alpha_is == "mean" else alpha
     return _LRN.apply(x, (n // 2, (n - 1) // 2), float(k), a, beta)
 
-# %% ../nbs/02_lrn.ipynb #cee860e8
+# %% ../nbs/02_lrn.ipynb #c32fc637
 class LocalResponseNorm(nn.Module):
     "Local response normalisation (paper, section 3.3) over (N, C, H, W), shape and type kept; `ValueError` for impossible constants."
     def __init__(self,

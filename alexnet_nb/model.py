@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from .lrn import LocalResponseNorm
 
-# %% ../nbs/03_model.ipynb #57caf82f
+# %% ../nbs/03_model.ipynb #2cc0b5b1
 def _choose(name: str, value, allowed: tuple):
     "The value, or a `ValueError` that lists the allowed ones."
     if value not in allowed: raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
     return value
 
-# %% ../nbs/03_model.ipynb #e0af59d3
+# %% ../nbs/03_model.ipynb #21cfff72
 def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, pool: int) -> nn.Sequential:
     "The five convolutions; a part that is switched off leaves an `Identity`, so weights keep their numbers."
     w1, w2, w3, w4, w5 = widths
@@ -35,7 +35,7 @@ def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, po
         nn.Conv2d(w3, w4, 3, padding=1, groups=towers), activation(),
         nn.Conv2d(w4, w5, 3, padding=1, groups=towers), activation(), nn.MaxPool2d(pool, 2))
 
-# %% ../nbs/03_model.ipynb #abfd7ccd
+# %% ../nbs/03_model.ipynb #7195fa25
 def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dropout: float, place: str) -> nn.Sequential:
     "The three fully-connected layers, with dropout on the inputs of fc6 and fc7 or, as in the paper, on their outputs."
     drop = lambda: nn.Dropout(dropout)
@@ -45,7 +45,7 @@ def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dr
         drop(), nn.Linear(hidden, hidden), last,
         nn.Linear(hidden, num_classes))
 
-# %% ../nbs/03_model.ipynb #c777b505
+# %% ../nbs/03_model.ipynb #f7c67e7e
 def init_weights(model: nn.Module,
                  how: str = "he" # 'he' (convolutions; 0.01 after them), 'paper', 'code' (the authors' files) or 'torch'
                 ) -> None:
@@ -62,7 +62,7 @@ def init_weights(model: nn.Module,
             nn.init.normal_(layer.weight, std=0.03 if how == "code" and i in (2, 3, 4) else 0.01)
             nn.init.constant_(layer.bias, 1.0 if i in (1, 3, 4, 5, 6) else 0.0)
 
-# %% ../nbs/03_model.ipynb #defb1951
+# %% ../nbs/03_model.ipynb #9e6a64fd
 class AlexNet(nn.Module):
     "AlexNet (paper, section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes). `ValueError` for another size or option."
     def __init__(self,
@@ -94,7 +94,7 @@ class AlexNet(nn.Module):
         if self.image_dim == 224: x = F.pad(x, (0, 3, 0, 3))
         return self.classifier(self.features(x).flatten(1))
 
-# %% ../nbs/03_model.ipynb #0ad71d7f
+# %% ../nbs/03_model.ipynb #00c346c1
 @dataclass(frozen=True)
 class LayerRow:
     "One layer of `layer_table`."
@@ -106,7 +106,7 @@ class LayerRow:
     field: int | None        # receptive field in pixels; None after flattening
     jump: int | None         # pixels between neighbouring outputs
 
-# %% ../nbs/03_model.ipynb #b833d1d2
+# %% ../nbs/03_model.ipynb #d6eed410
 def _count(layer: nn.Module, y: Tensor) -> tuple[int, int]:
     "Parameters, and multiply-accumulates to compute y, of one image."
     params = sum(p.numel() for p in layer.parameters())
@@ -114,7 +114,7 @@ def _count(layer: nn.Module, y: Tensor) -> tuple[int, int]:
     if isinstance(layer, nn.Linear): return params, layer.weight.numel()
     return params, 0
 
-# %% ../nbs/03_model.ipynb #33dee09a
+# %% ../nbs/03_model.ipynb #1845e69e
 @torch.no_grad()
 def layer_table(model: AlexNet # sent one black image of the size it expects
                ) -> list[LayerRow]:

@@ -14,7 +14,7 @@ __all__ = ['RESUME_MAY_CHANGE', 'rescale_velocity', 'make_optimizer', 'make_sche
            'linear_accuracy', 'versions', 'summarise', 'baseline', 'save_final', 'finish', 'explain', 'plain_errors',
            'Result', 'open_run', 'fit', 'reuse_memory', 'resume_config', 'main']
 
-# %% ../nbs/04_train.ipynb #ee85049e
+# %% ../nbs/04_train.ipynb #b95e55d8
 import argparse
 import ctypes
 import datetime
@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import (Config, InputError, RunError, describe_device, load_config, make_config, merge, parse_overrides, pick_device,
                                read_config_file, run_command, set_seed, to_yaml)
@@ -51,7 +51,7 @@ from .data import (CLASSES, EpochBatches, Images, PreparedImages, Recipe, check_
                              paper_recipe, read_cifar10, read_folder, split, usual_recipe)
 from .model import AlexNet
 
-# %% ../nbs/04_train.ipynb #1fb5d02c
+# %% ../nbs/04_train.ipynb #c2427c48
 def rescale_velocity(optimizer: torch.optim.SGD, # changed in place
                      old_rate: float,
                      new_rate: float
@@ -60,7 +60,7 @@ def rescale_velocity(optimizer: torch.optim.SGD, # changed in place
     for state in optimizer.state.values():
         if state.get("momentum_buffer") is not None: state["momentum_buffer"].mul_(old_rate / new_rate)
 
-# %% ../nbs/04_train.ipynb #9013b8f4
+# %% ../nbs/04_train.ipynb #f9f454a7
 def make_optimizer(model: nn.Module,
                    learning_rate: float,
                    momentum: float = 0.9,
@@ -73,7 +73,7 @@ def make_optimizer(model: nn.Module,
     fused = all(p.device.type in ("cpu", "cuda") for p in params)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=fused)
 
-# %% ../nbs/04_train.ipynb #e9f33737
+# %% ../nbs/04_train.ipynb #a31a8231
 def make_scheduler(optimizer: torch.optim.Optimizer, cfg: Config) -> torch.optim.lr_scheduler.LRScheduler:
     "The rate by epoch: divided every `lr_step_size` epochs, or (paper, section 5) when validation error stalls so long, at most three times."
     t = cfg.training
@@ -81,7 +81,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, cfg: Config) -> torch.optim
     if t.lr_gamma >= 1: raise InputError(f"training.lr_gamma is {t.lr_gamma:g}; the plateau schedule needs one below 1")
     return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=t.lr_gamma, patience=t.lr_step_size, min_lr=t.learning_rate * t.lr_gamma**3)
 
-# %% ../nbs/04_train.ipynb #0b8d5275
+# %% ../nbs/04_train.ipynb #e51e47f4
 @dataclass
 class Evaluation:
     "What a network said of N images."
@@ -91,7 +91,7 @@ class Evaluation:
     labels: Tensor            # int64 (N,)
     indices: Tensor           # int64 (N,), positions in the images
 
-# %% ../nbs/04_train.ipynb #f034659e
+# %% ../nbs/04_train.ipynb #25eddad9
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: DataLoader, device: torch.device,
              after_batch: Callable[[], None] = lambda: None # called after every batch
@@ -109,13 +109,13 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device,
     if not torch.isfinite(z).all(): raise RunError("the network's outputs are not finite numbers; the weights are spoiled")
     return Evaluation(F.cross_entropy(z, y).item(), (z.argmax(1) == y).float().mean().item(), z.softmax(1), y, torch.cat(indices))
 
-# %% ../nbs/04_train.ipynb #bf5e0be5
+# %% ../nbs/04_train.ipynb #3579b7e0
 def confusion_matrix(result: Evaluation) -> Tensor:
     "Counts, int64 (C, C): row the true class, column the predicted one."
     C = result.probabilities.shape[1]
     return torch.bincount(result.labels * C + result.probabilities.argmax(1), minlength=C * C).reshape(C, C)
 
-# %% ../nbs/04_train.ipynb #f29063f3
+# %% ../nbs/04_train.ipynb #758467d8
 def load_data(cfg: Config) -> tuple[Images, Images]:
     "The training and test images that a config names, every file checked."
     d = cfg.data
@@ -132,7 +132,7 @@ def load_data(cfg: Config) -> tuple[Images, Images]:
     for images in (train, test): check_images(images)
     return train, test
 
-# %% ../nbs/04_train.ipynb #5847e6c4
+# %% ../nbs/04_train.ipynb #2d8fcc7f
 def _limit(indices: np.ndarray, labels: np.ndarray, most: int | None) -> np.ndarray:
     "The first `most` of the indices, classes taking turns."
     if most is None or most >= len(indices): return indices
@@ -146,7 +146,7 @@ def make_recipe(cfg: Config, train: Images) -> Recipe:
     if cfg.data.recipe == "usual": return usual_recipe(cfg.model.image_dim)
     return paper_recipe(cfg.model.image_dim, *colour_statistics(train))
 
-# %% ../nbs/04_train.ipynb #e51ac00d
+# %% ../nbs/04_train.ipynb #bc915c0b
 def make_loaders(cfg: Config, images: tuple[Images, Images], recipe: Recipe, pin: bool) -> list[DataLoader]:
     "Loaders for training, validation and test."
     d, (train, test) = cfg.data, images
@@ -160,7 +160,7 @@ def make_loaders(cfg: Config, images: tuple[Images, Images], recipe: Recipe, pin
             make_loader(PreparedImages(train, recipe), EpochBatches(held, size), workers, pin),
             make_loader(PreparedImages(test, recipe), EpochBatches(every, size), workers, pin)]
 
-# %% ../nbs/04_train.ipynb #a812b7f6
+# %% ../nbs/04_train.ipynb #4e465e1a
 @dataclass
 class Progress:
     "Where a run stands; all of it goes into checkpoints."
@@ -174,7 +174,7 @@ class Progress:
     best_accuracy: float = -1.0  # on the validation images
     finished: bool = False       # tested, and the final checkpoint written
 
-# %% ../nbs/04_train.ipynb #30fce22a
+# %% ../nbs/04_train.ipynb #3b37eea8
 @dataclass
 class Run:
     "Everything that a training run holds."
@@ -192,7 +192,7 @@ class Run:
     folder: Path                   # logs of this run
     progress: Progress = field(default_factory=Progress)
 
-# %% ../nbs/04_train.ipynb #d7c5c83c
+# %% ../nbs/04_train.ipynb #501638cc
 def new_folder(log_dir: str | Path) -> Path:
     "The next free `run-001`, `run-002`, ... for one run's logs."
     taken = [int(p.name[4:]) for p in Path(log_dir).glob("run-*") if p.name[4:].isdigit()]
@@ -209,7 +209,7 @@ def check_writable(*folders: str | Path) -> None:
             probe.unlink()
         except OSError as e: raise InputError(f"{folder}: cannot be written to ({e.strerror}); choose another folder under paths") from None
 
-# %% ../nbs/04_train.ipynb #27c471c0
+# %% ../nbs/04_train.ipynb #6f6ae9ac
 def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     "A run at its beginning, or where a checkpoint left it."
     device = pick_device(cfg.device.use_cuda, cfg.device.device_ids)
@@ -227,18 +227,18 @@ def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     if checkpoint: restore(run, checkpoint)
     return run
 
-# %% ../nbs/04_train.ipynb #c8ca0f0f
+# %% ../nbs/04_train.ipynb #155d5982
 def warm_up(run: Run) -> None:
     "Set the rate of the next step: the schedule's, reached in a straight line over the first `warmup_steps`."
     share = min(1.0, (run.progress.step + 1) / max(1, run.cfg.training.warmup_steps))
     for group, rate in zip(run.optimizer.param_groups, run.scheduler.get_last_lr()): group["lr"] = rate * share
 
-# %% ../nbs/04_train.ipynb #0f7fa9e7
+# %% ../nbs/04_train.ipynb #05986d78
 def precision(run: Run) -> torch.autocast:
     "The context in which the network computes: float32, or bfloat16 where that is safe, for devices that are fast at it."
     return torch.autocast(run.device.type, torch.bfloat16, enabled=run.cfg.device.precision == "bf16")
 
-# %% ../nbs/04_train.ipynb #f389725e
+# %% ../nbs/04_train.ipynb #d216e3ba
 def train_step(run: Run, x: Tensor, y: Tensor) -> tuple[float, int]:
     "One update on one batch; its mean loss and how many it got right."
     run.model.train()
@@ -254,7 +254,7 @@ def train_step(run: Run, x: Tensor, y: Tensor) -> tuple[float, int]:
     run.optimizer.step()
     return value, int((logits.argmax(1) == y).sum())
 
-# %% ../nbs/04_train.ipynb #a772d536
+# %% ../nbs/04_train.ipynb #b1b5d3fe
 def _lines_up_to(path: Path, step: int) -> list[str]:
     "The whole lines of a JSONL log that tell of nothing after `step`."
     kept = []
@@ -264,7 +264,7 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
         except (ValueError, KeyError): continue  # a line cut short by a crash
     return kept
 
-
+# %% ../nbs/04_train.ipynb #9b7f4da9
 class Log:
     "A run's JSONL files and TensorBoard events, cut back to where the run stands, so that no curve steps backward."
     def __init__(self, folder: Path, step: int,
@@ -298,12 +298,12 @@ class Log:
     def close(self) -> None:
         for handle in (*self.files.values(), *self.board.values()): handle.close()
 
-# %% ../nbs/04_train.ipynb #6838328b
+# %% ../nbs/04_train.ipynb #3a755a77
 def read_log(folder: str | Path, kind: str = "steps") -> list[dict]:
     "The lines of `steps.jsonl` or `epochs.jsonl`."
     return [json.loads(line) for line in (Path(folder) / f"{kind}.jsonl").read_text().splitlines()]
 
-# %% ../nbs/04_train.ipynb #442fa067
+# %% ../nbs/04_train.ipynb #d4433acc
 def draw_curves(steps: list[dict],  # lines of steps.jsonl
                 epochs: list[dict], # lines of epochs.jsonl
                 title: str = ""
@@ -322,13 +322,13 @@ def draw_curves(steps: list[dict],  # lines of steps.jsonl
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/04_train.ipynb #3ea78707
+# %% ../nbs/04_train.ipynb #eb3cc6ab
 def kernel_grid(weight: Tensor # conv1's, (96, 3, 11, 11)
                ) -> Tensor:
     "The first layer's kernels as one picture (3, H, W), 0 to 1."
     return make_grid(weight.detach().float().cpu(), nrow=16, padding=1, normalize=True, scale_each=True)
 
-
+# %% ../nbs/04_train.ipynb #495e1b57
 def matrix_figure(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     "A confusion matrix as a figure; shares of each true class."
     fig = Figure(figsize=(6, 5), layout="constrained")
@@ -340,7 +340,7 @@ def matrix_figure(counts: Tensor, classes: tuple[str, ...]) -> Figure:
     ax.set_yticklabels(classes)
     return fig
 
-# %% ../nbs/04_train.ipynb #ab042271
+# %% ../nbs/04_train.ipynb #07802242
 def prediction_figure(run: Run, result: Evaluation, n: int = 12) -> Figure:
     "The first validation images with what was said of them and, where it was wrong, the truth."
     fig = Figure(figsize=(9, 4), layout="constrained")
@@ -352,7 +352,7 @@ def prediction_figure(run: Run, result: Evaluation, n: int = 12) -> Figure:
         ax.axis("off")
     return fig
 
-# %% ../nbs/04_train.ipynb #3d15317e
+# %% ../nbs/04_train.ipynb #67e322a3
 def write_panels(run: Run, log: Log, result: Evaluation) -> None:
     "The TensorBoard panels that are not curves: histograms, kernels, predictions, confusion matrix."
     board, step = log.board["train"], run.progress.step
@@ -364,7 +364,7 @@ def write_panels(run: Run, log: Log, result: Evaluation) -> None:
     log.board["val"].add_figure("predictions", prediction_figure(run, result), step)
     log.board["val"].add_figure("confusion", matrix_figure(confusion_matrix(result), run.classes), step)
 
-# %% ../nbs/04_train.ipynb #6994b45f
+# %% ../nbs/04_train.ipynb #94fcfa50
 def write_hparams(run: Run, log: Log, metrics: dict[str, float]) -> None:
     "Hyperparameters and final metrics, in the run's own folder."
     flat = {f"{s}.{k}": v if isinstance(v, (int, float, str, bool)) else str(v)
@@ -372,7 +372,7 @@ def write_hparams(run: Run, log: Log, metrics: dict[str, float]) -> None:
     for summary in hparams(flat, metrics): log.board["train"].file_writer.add_summary(summary)
     for name, value in metrics.items(): log.board["train"].add_scalar(name, value, run.progress.step)
 
-# %% ../nbs/04_train.ipynb #8c132065
+# %% ../nbs/04_train.ipynb #425f896e
 class Stopped(Exception):
     "Asked to stop, by a signal or because time is up; the exit code is `code`."
     def __init__(self, why: str, code: int):
@@ -390,7 +390,7 @@ class StopFlag:
         if self.signal is not None: raise Stopped(signal.Signals(self.signal).name, 128 + self.signal)
         if time.monotonic() > self.deadline: raise Stopped("time is up", 0)
 
-# %% ../nbs/04_train.ipynb #a3c8daea
+# %% ../nbs/04_train.ipynb #f9e12195
 @contextmanager
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
     "SIGINT and SIGTERM set the flag; a second SIGINT interrupts at once."
@@ -405,7 +405,7 @@ def stop_on_signals(flag: StopFlag) -> Iterator[None]:
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/04_train.ipynb #818be0f6
+# %% ../nbs/04_train.ipynb #344c7f1e
 def note_step(run: Run, log: Log, bar: tqdm,
               loss: float, right: int, images: int, # of this step
               took: float                           # seconds, waiting for the batch included
@@ -420,7 +420,7 @@ def note_step(run: Run, log: Log, bar: tqdm,
     bar.set_postfix(loss=f"{p.loss_sum / p.seen:.3f}", acc=f"{p.right / p.seen:.1%}", img_s=f"{images / took:.0f}", refresh=False)
     bar.update()
 
-# %% ../nbs/04_train.ipynb #dd1cf471
+# %% ../nbs/04_train.ipynb #18c86872
 def train_epoch(run: Run, log: Log, flag: StopFlag, after_step: Callable[[], None], bar: tqdm) -> None:
     "The rest of one epoch: fetch, step, note, look whether to stop."
     batches = run.train.batch_sampler
@@ -434,7 +434,7 @@ def train_epoch(run: Run, log: Log, flag: StopFlag, after_step: Callable[[], Non
         after_step()
         flag.check()
 
-# %% ../nbs/04_train.ipynb #f532f0ac
+# %% ../nbs/04_train.ipynb #89591046
 def finish_epoch(run: Run, log: Log, flag: StopFlag) -> None:
     "Validate, note, let the schedule choose the next rate."
     p = run.progress
@@ -452,14 +452,14 @@ def finish_epoch(run: Run, log: Log, flag: StopFlag) -> None:
     log.flush()
     save_last(run, best=result.accuracy > p.best_accuracy, accuracy=result.accuracy)
 
-# %% ../nbs/04_train.ipynb #c259ea31
+# %% ../nbs/04_train.ipynb #481bf635
 def warn_if_stuck(loss: float, num_classes: int) -> None:
     "Name the flat start: a mean loss of ln C says that the network answers every image alike."
     if abs(loss - math.log(num_classes)) < 0.01:
         print(f"the loss is still ln {num_classes} = {math.log(num_classes):.3f}: every image gets the same answer. "
               "Try model.init he, or another training.learning_rate.", file=sys.stderr)
 
-
+# %% ../nbs/04_train.ipynb #62d3c2df
 def next_rate(run: Run, val_accuracy: float) -> None:
     "Step the schedule; if asked, carry the velocity over a change as the paper's rule does."
     old = run.scheduler.get_last_lr()[0]
@@ -468,7 +468,7 @@ def next_rate(run: Run, val_accuracy: float) -> None:
     new = run.optimizer.param_groups[0]["lr"]
     if new != old and run.cfg.training.paper_velocity: rescale_velocity(run.optimizer, old, new)
 
-# %% ../nbs/04_train.ipynb #28f0cec7
+# %% ../nbs/04_train.ipynb #0fc25b26
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     "A name beside `path` to write to. If all goes well it becomes `path`; if not it is removed, and the former file is as it was."
@@ -483,7 +483,7 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError): part.unlink(missing_ok=True)
 
-# %% ../nbs/04_train.ipynb #cf9478d2
+# %% ../nbs/04_train.ipynb #d2d93a6c
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
     "Write all of it under another name, then rename: the former file is whole until the new one is. Raises `RunError`."
     with replacing(Path(path)) as part, open(part, "wb") as f:
@@ -491,21 +491,21 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
         f.flush()
         os.fsync(f.fileno())
 
-
+# %% ../nbs/04_train.ipynb #ea41f370
 def copy_checkpoint(source: Path, target: Path) -> None:
     "The same file under a second name; files are replaced whole, never changed, so they can share their bytes."
     with replacing(target) as part:
         try: os.link(source, part)
         except OSError: shutil.copyfile(source, part)  # a file system without hard links
 
-
+# %% ../nbs/04_train.ipynb #6672e4ad
 def remove_leftovers(folder: str | Path, hours: float = 1.0) -> None:
     "Remove what a run that was killed while saving left half written, once nobody can be writing it any more."
     for part in Path(folder).glob(".alexnet_*.part"):
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > 3600 * hours: part.unlink()
 
-# %% ../nbs/04_train.ipynb #57222b5c
+# %% ../nbs/04_train.ipynb #49885e78
 def read_checkpoint(path: str | Path) -> dict:
     "A checkpoint, on the CPU, read with `weights_only=True`. Raises `InputError` for whatever is not one."
     path = Path(path)
@@ -526,14 +526,14 @@ def read_checkpoint(path: str | Path) -> dict:
     checkpoint["model"] = {name.removeprefix("module."): value for name, value in state.items()}
     return checkpoint
 
-# %% ../nbs/04_train.ipynb #7015f8ce
+# %% ../nbs/04_train.ipynb #07822557
 def random_state() -> dict:
     "The states of torch's, NumPy's and Python's generators, as tensors and plain types."
     name, keys, *rest = np.random.get_state()
     return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest), python=random.getstate())
 
-
+# %% ../nbs/04_train.ipynb #356eaf33
 def set_random_state(state: dict) -> None:
     "Put back what `random_state` took."
     torch.set_rng_state(state["torch"])
@@ -542,7 +542,7 @@ def set_random_state(state: dict) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
 
-# %% ../nbs/04_train.ipynb #e64bb8d5
+# %% ../nbs/04_train.ipynb #58dd38dc
 def checkpoint_of(run: Run) -> dict:
     "All that going on exactly, and predicting honestly, needs; tensors and plain types only."
     return dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict(), scheduler=run.scheduler.state_dict(),
@@ -550,7 +550,7 @@ def checkpoint_of(run: Run) -> dict:
                 progress=asdict(run.progress), random=random_state(), config=run.cfg.model_dump(), run=run.folder.name,
                 classes=list(run.classes), recipe=asdict(run.recipe))
 
-# %% ../nbs/04_train.ipynb #a7cce627
+# %% ../nbs/04_train.ipynb #e5f73157
 def architecture(checkpoint: dict, path="checkpoint") -> dict:
     "The arguments of `AlexNet` that fit a checkpoint: stored ones, else what the shapes of its weights tell."
     config = checkpoint.get("config")
@@ -561,7 +561,7 @@ def architecture(checkpoint: dict, path="checkpoint") -> dict:
                     towers=len(state["features.0.bias"]) // state["features.4.weight"].shape[1])
     except (KeyError, ZeroDivisionError, TypeError, IndexError): raise InputError(f"{path}: its weights are not those of this AlexNet") from None
 
-
+# %% ../nbs/04_train.ipynb #b7ae9eb3
 def build_model(checkpoint: dict, path="checkpoint",
                 lacking: dict | None = None # arguments of `AlexNet` for what the checkpoint does not tell
                ) -> AlexNet:
@@ -574,7 +574,7 @@ def build_model(checkpoint: dict, path="checkpoint",
         raise InputError(f"{path}: its weights do not fit the network it describes") from None
     return model.float().requires_grad_()
 
-# %% ../nbs/04_train.ipynb #8349488e
+# %% ../nbs/04_train.ipynb #74254d35
 def stored_recipe(checkpoint: dict, image_dim: int = 227) -> Recipe:
     "The way from pictures to tensors that a checkpoint stores, else the usual one."
     if "recipe" not in checkpoint: return usual_recipe(image_dim)
@@ -586,7 +586,7 @@ def stored_classes(checkpoint: dict) -> tuple[str, ...]:
     n = len(checkpoint["model"]["classifier.6.bias"])
     return tuple(checkpoint.get("classes") or (CLASSES if n == len(CLASSES) else map(str, range(n))))
 
-# %% ../nbs/04_train.ipynb #947ca8f6
+# %% ../nbs/04_train.ipynb #a1a8deda
 def group_state(state: dict, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:
     "An optimizer state in our two groups; one with a single group is mapped by the order of the parameters."
     ours = optimizer.state_dict()["param_groups"]
@@ -598,13 +598,13 @@ def group_state(state: dict, optimizer: torch.optim.Optimizer, model: nn.Module)
     return dict(state={new: state["state"][old] for new, old in enumerate(order) if old in state["state"]},
                 param_groups=[group | {"lr": state["param_groups"][0]["lr"]} for group in ours])
 
-# %% ../nbs/04_train.ipynb #12bc7097
+# %% ../nbs/04_train.ipynb #ea194346
 def rates_by_group(state: dict, groups: int) -> dict:
     "A scheduler state with a rate for each of our groups; one that knows a single group's gives it to all."
     rates = {key: state[key] * groups for key in ("base_lrs", "_last_lr") if key in state and len(state[key]) == 1}
     return state | rates
 
-# %% ../nbs/04_train.ipynb #fd674a86
+# %% ../nbs/04_train.ipynb #6d18feb5
 def restore(run: Run, checkpoint: dict) -> None:
     "Put a checkpoint's optimizer, scheduler, random states and place into a run."
     try:
@@ -618,7 +618,7 @@ def restore(run: Run, checkpoint: dict) -> None:
     run.optimizer._opt_called = True  # its steps were made in another session; torch would warn at the end of an epoch
     if "random" in checkpoint: set_random_state(checkpoint["random"])
 
-# %% ../nbs/04_train.ipynb #0d3ddd1a
+# %% ../nbs/04_train.ipynb #b2ab18bb
 def model_path(run: Run, which: str # last, best or final
               ) -> Path:
     "Where a checkpoint goes."
@@ -631,7 +631,7 @@ def save_last(run: Run, best: bool = False, accuracy: float = -1.0) -> None:
     save_checkpoint(model_path(run, "last"), checkpoint_of(run))
     if best: copy_checkpoint(model_path(run, "last"), model_path(run, "best"))
 
-# %% ../nbs/04_train.ipynb #06caa7b7
+# %% ../nbs/04_train.ipynb #4b1d7326
 def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float, show_bar: bool = True) -> None:
     "Every epoch that is left, with a bar over the whole run and a checkpoint every so often."
     saved = time.monotonic()
@@ -650,7 +650,7 @@ def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float, show_bar: bo
             finish_epoch(run, log, flag)
             saved = time.monotonic()
 
-# %% ../nbs/04_train.ipynb #ea296f0d
+# %% ../nbs/04_train.ipynb #e7b5ccad
 def fit_linear(x: Tensor,    # float (N, D)
                y: Tensor,    # int64 (N,)
                classes: int,
@@ -668,7 +668,7 @@ def fit_linear(x: Tensor,    # float (N, D)
     optimizer.step(closure)
     return layer
 
-# %% ../nbs/04_train.ipynb #1374d017
+# %% ../nbs/04_train.ipynb #2046112e
 def linear_accuracy(train: Images, test: Images, val_images: int, seed: int) -> float:
     "Test accuracy (0 to 1) of the best linear classifier on the pixels at 32 x 32; its weight decay is chosen on held-out images."
     def pixels(images):
@@ -680,7 +680,7 @@ def linear_accuracy(train: Images, test: Images, val_images: int, seed: int) -> 
     decay = max((1e-4, 1e-3, 1e-2, 1e-1), key=lambda d: score(fit_linear(x[fit], y[fit], n, d), x[held], y[held]))
     return score(fit_linear(x, y, n, decay), xt, yt)
 
-# %% ../nbs/04_train.ipynb #596e7b81
+# %% ../nbs/04_train.ipynb #fc16004e
 def versions() -> dict:
     "What computed: for the record beside every result."
     return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, machine=platform.machine(), system=platform.system())
@@ -698,14 +698,14 @@ def summarise(run: Run, test: Evaluation | None, seconds: float) -> dict:
         summary |= dict(test_images=len(test.labels), test_accuracy=test.accuracy, test_loss=test.loss, classes=list(run.classes), confusion=counts.tolist())
     return summary
 
-# %% ../nbs/04_train.ipynb #5b772c0b
+# %% ../nbs/04_train.ipynb #73acdeaf
 def baseline(run: Run) -> float:
     "What the best linear classifier reaches on the same test images, taught with the training and the validation images."
     train, val, test = (loader.batch_sampler.indices for loader in (run.train, run.val, run.test))
     images = run.images[0].take(np.sort(np.concatenate([train, val])))
     return linear_accuracy(images, run.images[1].take(test), run.cfg.data.val_images, run.cfg.training.seed)
 
-# %% ../nbs/04_train.ipynb #e178e8b9
+# %% ../nbs/04_train.ipynb #42458379
 def save_final(run: Run) -> None:
     "Write the final checkpoint, and mark last and best as finished; a final one of an earlier run is kept as `alexnet_final.previous.pkl`."
     last, best, final = (model_path(run, which) for which in ("last", "best", "final"))
@@ -715,7 +715,7 @@ def save_final(run: Run) -> None:
     save_checkpoint(final, checkpoint_of(run))
     for path in same: copy_checkpoint(final, path)
 
-# %% ../nbs/04_train.ipynb #9b472653
+# %% ../nbs/04_train.ipynb #e23dc165
 def finish(run: Run, log: Log, began: float, after_batch: Callable[[], None] = lambda: None) -> dict:
     "After the last epoch: the test images, once; curves and figures on disk; last of all the final checkpoint."
     with precision(run): test = evaluate(run.model, run.test, run.device, after_batch)
@@ -731,7 +731,7 @@ def finish(run: Run, log: Log, began: float, after_batch: Callable[[], None] = l
     print(f"wrote {model_path(run, 'final')} and {curves}")
     return summary
 
-# %% ../nbs/04_train.ipynb #bce2d078
+# %% ../nbs/04_train.ipynb #fa9a16de
 def explain(error: Exception, batch_size: int) -> str | None:
     "One line for what goes wrong while a run computes; None for what we know nothing about."
     text = str(error).strip()
@@ -744,7 +744,7 @@ def explain(error: Exception, batch_size: int) -> str | None:
         return f"a process that loads images has died ({text.splitlines()[0].rstrip('. ')}); go on with --resume and a smaller data.num_workers, or 0"
     return None
 
-
+# %% ../nbs/04_train.ipynb #dfdf2118
 @contextmanager
 def plain_errors(batch_size: int) -> Iterator[None]:
     "Turns what `explain` can explain into a `RunError`."
@@ -755,7 +755,7 @@ def plain_errors(batch_size: int) -> Iterator[None]:
         e.__traceback__ = None  # it would hold on to the network, and to the loader's processes
         raise RunError(line) from None
 
-# %% ../nbs/04_train.ipynb #9461bfd7
+# %% ../nbs/04_train.ipynb #a93c010c
 @dataclass
 class Result:
     "What a run came to; `exit_code` 0 also for one that stopped because time was up."
@@ -764,7 +764,7 @@ class Result:
     exit_code: int = 0
     summary: dict | None = None
 
-# %% ../nbs/04_train.ipynb #8627050c
+# %% ../nbs/04_train.ipynb #1f03d9b3
 def open_run(cfg: Config, checkpoint: dict | None) -> tuple[Run, Log]:
     "A run and its logs; the effective config is saved beside both the logs and the output."
     check_writable(cfg.paths.output_dir, cfg.paths.checkpoint_dir, cfg.paths.log_dir)
@@ -775,7 +775,7 @@ def open_run(cfg: Config, checkpoint: dict | None) -> tuple[Run, Log]:
     print(f"device: {describe_device(run.device)}; logs: tensorboard --logdir {Path(cfg.paths.log_dir).resolve()}")
     return run, log
 
-# %% ../nbs/04_train.ipynb #f5c6d836
+# %% ../nbs/04_train.ipynb #c55ebdaa
 def fit(cfg: Config,
         checkpoint: dict | None = None,  # go on from here
         minutes: float = math.inf,       # stop, saved, after so many
@@ -797,7 +797,7 @@ def fit(cfg: Config,
         return Result(run, False, stop.code, summarise(run, None, time.monotonic() - began))
     finally: log.close()
 
-# %% ../nbs/04_train.ipynb #b37ed252
+# %% ../nbs/04_train.ipynb #5828f7fe
 def reuse_memory() -> bool:
     "Ask glibc to keep freed memory instead of giving it back, which saves page faults. True if it could be asked."
     if sys.platform != "linux": return False
@@ -806,7 +806,7 @@ def reuse_memory() -> bool:
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
-# %% ../nbs/04_train.ipynb #b0fb1f88
+# %% ../nbs/04_train.ipynb #9a8bb167
 RESUME_MAY_CHANGE = {"training.num_epochs", "training.checkpoint_minutes", "data.data_dir", "data.download", "data.num_workers", "data.pin_memory"}
 
 
@@ -825,7 +825,7 @@ def resume_config(checkpoint: dict, given: dict) -> Config:
         elif value != known[key]: print(f"{name} stays {known[key]!r}, as the checkpoint has it")
     return make_config(merge(stored, taken))
 
-# %% ../nbs/04_train.ipynb #caf0ab2e
+# %% ../nbs/04_train.ipynb #86c9a996
 def _minutes(text: str) -> float:
     "A number above 0."
     try: value = float(text)
@@ -833,7 +833,7 @@ def _minutes(text: str) -> float:
     if not value > 0: raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
-
+# %% ../nbs/04_train.ipynb #6fc723b9
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_train`."
     parser = argparse.ArgumentParser("alexnet_train", description="Train AlexNet on CIFAR-10, on folders of images, or on the built-in drawings.")
@@ -844,7 +844,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", metavar="FILE", help="also write what came of it to this JSON file")
     return parser
 
-
+# %% ../nbs/04_train.ipynb #1e39bf93
 def _train(args: argparse.Namespace) -> int:
     "The work of `alexnet_train`; the exit code."
     given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set))
@@ -865,12 +865,12 @@ def _train(args: argparse.Namespace) -> int:
         Path(path).write_text(json.dumps(result.summary), encoding="utf-8")
     return result.exit_code
 
-# %% ../nbs/04_train.ipynb #e00a4b3a
+# %% ../nbs/04_train.ipynb #33b3dda8
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_train`; returns the exit code."
     args = _parser().parse_args(argv)
     return run_command("alexnet_train", lambda: _train(args))
 
-# %% ../nbs/04_train.ipynb #a5a311e8
+# %% ../nbs/04_train.ipynb #287c607a
 if __name__ == "__main__" and __spec__:
     sys.exit(main())
