@@ -254,17 +254,20 @@ def train_step(run: Run, x: Tensor, y: Tensor) -> tuple[float, int]:
     run.optimizer.step()
     return value, int((logits.argmax(1) == y).sum())
 
-# %% ../nbs/04_train.ipynb #b1b5d3fe
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    "The whole lines of a JSONL log that tell of nothing after `step`."
+# %% ../nbs/04_train.ipynb #2b3aef40
+def _cut_back(path: Path, step: int, epochs: float) -> list[dict]:
+    "Keep the whole lines of a JSONL log that tell of nothing after `step` or beyond so many epochs; what they say."
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step: kept.append(line)
-        except (ValueError, KeyError): continue  # a line cut short by a crash
+        try: row = json.loads(line)
+        except ValueError: continue  # cut short by a crash
+        if row["step"] <= step and row["epoch"] <= epochs: kept.append(row)
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    os.replace(part, path)
     return kept
 
-# %% ../nbs/04_train.ipynb #9b7f4da9
+# %% ../nbs/04_train.ipynb #6694d8b9
 class Log:
     "A run's JSONL files and TensorBoard events, cut back to where the run stands, so that no curve steps backward."
     def __init__(self, folder: Path, step: int,
@@ -273,13 +276,9 @@ class Log:
         self.folder, self.files = folder, {}
         folder.mkdir(parents=True, exist_ok=True)
         for kind, most in (("steps", math.inf), ("epochs", epochs)):
-            path = folder / f"{kind}.jsonl"
-            lines = [line for line in _lines_up_to(path, step) if json.loads(line)["epoch"] <= most]
-            part = path.with_suffix(".part")
-            part.write_text("".join(line + "\n" for line in lines))
-            os.replace(part, path)
-            self.files[kind] = open(path, "a", buffering=1)
-        validated = json.loads(lines[-1])["step"] if lines else 0
+            rows = _cut_back(folder / f"{kind}.jsonl", step, most)
+            self.files[kind] = open(folder / f"{kind}.jsonl", "a", buffering=1)
+        validated = rows[-1]["step"] if rows else 0
         self.board = {part: SummaryWriter(folder / part, purge_step=last + 1 if step else None)
                       for part, last in (("train", step), ("val", validated))}
 
