@@ -14,7 +14,7 @@ __all__ = ['RESUME_MAY_CHANGE', 'rescale_velocity', 'make_optimizer', 'make_sche
            'linear_accuracy', 'versions', 'summarise', 'baseline', 'save_final', 'finish', 'explain', 'plain_errors',
            'Result', 'open_run', 'fit', 'reuse_memory', 'resume_config', 'main']
 
-# %% ../nbs/04_train.ipynb #b95e55d8
+# %% ../nbs/04_train.ipynb #d9004181
 import argparse
 import ctypes
 import datetime
@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+# %% ../nbs/04_train.ipynb #a3dcca85
 import numpy as np
 import torch
 from matplotlib.figure import Figure
