@@ -45,13 +45,14 @@ def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dr
         drop(), nn.Linear(hidden, hidden), last,
         nn.Linear(hidden, num_classes))
 
-# %% ../nbs/03_model.ipynb #f7c67e7e
+# %% ../nbs/03_model.ipynb #4320c942
 def init_weights(model: nn.Module,
                  how: str = "he" # 'he' (convolutions; 0.01 after them), 'paper', 'code' (the authors' files) or 'torch'
                 ) -> None:
     "Draw the weights anew, in place (paper, section 5)."
     _choose("how", how, ("he", "paper", "code", "torch"))
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    if layers[0].weight.is_meta: return  # shapes without memory: there is nothing to draw
     for i, layer in enumerate(layers):
         if how == "torch": layer.reset_parameters()
         elif how == "he":

@@ -76,7 +76,7 @@ CONFIGS = {
     "a list at the top": ("- training\n- data\n", "{path}: the top level is a list; it must be sections such as 'training:'"),
     "a word at the top": ("quick\n", "{path}: the top level is a str; it must be sections such as 'training:'"),
     "unknown key": ("training:\n  learning_rat: 0.1\n", "{path}: unknown key 'training.learning_rat'; did you mean 'learning_rate'?"),
-    "unknown key far from all": ("device:\n  zzz: 1\n", "{path}: unknown key 'device.zzz'; known keys: use_cuda, device_ids, reuse_memory, precision"),
+    "unknown key far from all": ("device:\n  zzz: 1\n", "{path}: unknown key 'device.zzz'; known keys: use_cuda, device_ids, precision, channels_last, compile, reuse_memory"),
     "unknown section": ("trainin:\n  seed: 1\n", "{path}: unknown key 'trainin'; did you mean 'training'?"),
     "wrong type": ("training:\n  batch_size: many\n", "{path}: training.batch_size is 'many'; input should be a valid integer"),
     "a float for a whole number": ("training:\n  seed: 1e3\n", "{path}: training.seed is 1000.0; input should be a valid integer"),
@@ -123,6 +123,13 @@ def test_config_that_is_a_folder_or_no_text(tmp_path, refused):
 ])
 def test_set(pair, line, refused):
     refused(train.main, ["--set", pair], line)
+
+
+@pytest.mark.parametrize("main", [train.main, inference.main], ids=["train", "predict"])
+def test_float16_is_for_gpus(main, tmp_path, refused, final, pictures):
+    rest = tiny(tmp_path / "out") if main is train.main else ["--checkpoint", final, "--image-dir", pictures]
+    refused(main, [*rest, "--set", "device.use_cuda=false", "--set", "device.precision=fp16"],
+            "device.precision is 'fp16', which is for GPUs; on a CPU use bf16, fp32 or auto")
 
 
 # ---------------------------------------------------------------- data

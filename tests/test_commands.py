@@ -88,7 +88,7 @@ def test_variants_train_and_predict(changes, tmp_path, no_panels, pictures, caps
     capsys.readouterr()
     final = str(tmp_path / "models" / "alexnet_final.pkl")
     assert inference.main(["--checkpoint", final, "--image", str(pictures / "000.png"), "--json"]) == 0
-    classifier = inference.load_classifier(final, torch.device("cpu"))
+    classifier = inference.load_classifier(final, torch.device("cpu"), precision="auto")
     expected = inference.predict(classifier, open_rgb(pictures / "000.png"))
     said = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert [said[name] for name in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4)
@@ -182,7 +182,7 @@ def test_ten_views(final, pictures, capsys):
     assert inference.main(["--checkpoint", str(final), "--image", path, "--ten-views", "--json"]) == 0
     ten = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert sum(ten.values()) == pytest.approx(1, abs=1e-5)
-    classifier = inference.load_classifier(final, torch.device("cpu"))
+    classifier = inference.load_classifier(final, torch.device("cpu"), precision="auto")
     assert [ten[c] for c in CLASSES] == pytest.approx(inference.predict(classifier, open_rgb(path), 10).tolist(), rel=1e-4)
 
 

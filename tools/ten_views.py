@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from alexnet_nb.config import describe_device
+from alexnet_nb.config import describe_device, reuse_memory
 from alexnet_nb.data import read_cifar10
 from alexnet_nb.inference import load_classifier, prepare_views, probabilities
-from alexnet_nb.train import reuse_memory, versions
+from alexnet_nb.train import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
