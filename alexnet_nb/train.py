@@ -219,10 +219,11 @@ def check_writable(*folders: str | Path) -> None:
             probe.unlink()
         except OSError as e: raise InputError(f"{folder}: cannot be written to ({e.strerror}); choose another folder under paths") from None
 
-# %% ../nbs/04_train.ipynb #a0f0700b
+# %% ../nbs/04_train.ipynb #78ff5f85
 def prepare_model(model: AlexNet, cfg: Config, device: torch.device) -> AlexNet:
     "The network on its device, laid out and, if asked, compiled as the config's `device` section has it."
     model = model.to(device, memory_format=torch.channels_last if cfg.device.channels_last else torch.contiguous_format)
+    torch.backends.cudnn.benchmark = True  # on CUDA: batches keep their shape, so cuDNN may try its algorithms once
     if cfg.device.compile: model.compile()
     return model
 

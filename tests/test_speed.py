@@ -148,7 +148,7 @@ def small(tmp_path_factory):
 def test_small_bench_writes_every_field(small):
     result, text, _ = small
     assert result["finished"] and not result["skipped"] and result["threads"] >= 1
-    assert {"date", "device", "cpu", "versions", "batch_size", "load_average", "sizes", "precisions", "floor", "memory", "lrn_keeps"} <= result.keys()
+    assert {"date", "device", "cpu", "versions", "batch_size", "others_busy", "sizes", "precisions", "floor", "memory", "lrn_keeps"} <= result.keys()
     assert {"flops", "bandwidth", "images_per_second", "train_flops"} <= result["floor"].keys() and result["floor"]["bandwidth"] > 0
     assert [(r["row"], r["precision"]) for r in result["rows"] if r["row"] != "lrn"] == [(r, p) for r in ("step", "epoch", "folder") for p in ("fp32", "bf16")]
     assert len([r for r in result["rows"] if r["row"] == "lrn"]) == 8  # two shapes, two orders of memory, two precisions
