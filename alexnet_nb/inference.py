@@ -7,7 +7,7 @@ __all__ = ['OTHER_PICTURES', 'Classifier', 'load_classifier', 'probabilities', '
            'prepare_views', 'predict', 'Prediction', 'folder_images', 'passed_over', 'read_ahead', 'predict_files',
            'format_prediction', 'write_json', 'write_csv', 'main', 'class_accuracy', 'confident_mistakes']
 
-# %% ../nbs/05_inference.ipynb #ef3c3ba5
+# %% ../nbs/05_inference.ipynb #6e4a6fb1
 import argparse
 import csv
 import json
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterable, Iterator, TextIO
+from typing import Callable, Iterable, Iterator, TextIO
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ from .config import (InputError, RunError, load_config, merge, parse_overrides, 
                                run_command)
 from .data import Recipe, image_files, open_rgb, prepare, prepare_batch
 from .model import AlexNet
-
-if TYPE_CHECKING: from alexnet_nb.train import Evaluation  # a name for readers; its room is not needed to predict
 
 # %% ../nbs/05_inference.ipynb #cf332933
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from common import STEPS, TINY, class_folders, command, load, save_drawings, set
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from alexnet_nb import data, inference, train
+from alexnet_nb import checkpoint, data, inference, train
 from alexnet_nb.config import InputError, load_config
 
 SHIPPED = "default, paper, quick, short"
@@ -194,7 +194,7 @@ def test_image_that_breaks_after_work_began(workers, tmp_path, failed):
     bad = root / "train" / "deer" / "1.png"
     Image.fromarray(noise).save(bad)
     bad.write_bytes(bad.read_bytes()[:80_000])
-    failed(train.main, with_folders(root, data__num_workers=workers, data__train_images=None),
+    failed(train.main, with_folders(root, data__loader="workers", data__num_workers=workers, data__train_images=None),
            f"{bad}: damaged image ({pillow_says(bad)}); fetch it again or take it away; mend the file, then go on with --resume")
 
 
@@ -568,7 +568,7 @@ def test_disk_full_for_real(one_epoch, monkeypatch, failed):
     "What is written before it is renamed goes to /dev/full, so torch itself meets the full disk."
     before, path = snapshot(one_epoch / "models"), one_epoch / "models" / "alexnet_last.pkl"
     with monkeypatch.context() as m:
-        m.setattr(train, "open", lambda p, mode="r", *args, **more: open("/dev/full" if mode == "wb" and Path(p).suffix == ".part" else p, mode, *args, **more), raising=False)
+        m.setattr(checkpoint, "open", lambda p, mode="r", *args, **more: open("/dev/full" if mode == "wb" and Path(p).suffix == ".part" else p, mode, *args, **more), raising=False)
         failed(train.main, ["--resume", path, *tiny(one_epoch)],
                f"{path}: could not be written (No space left on device); free some space or choose another paths.checkpoint_dir")
     checks_after_full_disk(one_epoch, before)
@@ -641,7 +641,8 @@ def test_loss_that_is_not_a_number(tmp_path, monkeypatch, failed, no_panels):
 
 def test_loss_stuck_at_the_start_is_named(capsys):
     train.warn_if_stuck(2.3049, 10)
-    assert capsys.readouterr().err == "the loss is still ln 10 = 2.303: every image gets the same answer. Try model.init he, or another training.learning_rate.\n"
+    assert capsys.readouterr().err == ("the loss is still ln 10 = 2.303, that of a network that answers every image alike; "
+                                       "if it stays, try model.init he, or another training.learning_rate\n")
     train.warn_if_stuck(2.2, 10)
     assert capsys.readouterr().err == ""
 
@@ -651,7 +652,7 @@ def test_dead_worker(tmp_path, monkeypatch, capsys):
     def die(self, key):
         if get_worker_info(): os.kill(os.getpid(), signal.SIGKILL)
     monkeypatch.setattr(data.PreparedImages, "__getitem__", die)
-    assert train.main(tiny(tmp_path, data__num_workers=1)) == 1
+    assert train.main(tiny(tmp_path, data__loader="workers", data__num_workers=1)) == 1
     err = capsys.readouterr().err
     assert re.fullmatch(r"alexnet_train: a process that loads images has died \(DataLoader worker \(pid.*\); go on with --resume and a smaller data.num_workers, or 0", err.splitlines()[-1])
     assert "Traceback" not in err
