@@ -102,7 +102,7 @@ def set_random_state(state: dict) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
 
-# %% ../nbs/03b_checkpoint.ipynb #e5f73157
+# %% ../nbs/03b_checkpoint.ipynb #d25ae9d2
 def architecture(checkpoint: dict, path="checkpoint") -> dict:
     "The arguments of `AlexNet` that fit a checkpoint: stored ones, else what the shapes of its weights tell."
     config = checkpoint.get("config")
@@ -110,7 +110,8 @@ def architecture(checkpoint: dict, path="checkpoint") -> dict:
     state = checkpoint["model"]
     try:
         return dict(num_classes=len(state["classifier.6.bias"]), width=len(state["classifier.1.bias"]) / 4096,
-                    towers=len(state["features.0.bias"]) // state["features.4.weight"].shape[1])
+                    towers=len(state["features.0.bias"]) // state["features.4.weight"].shape[1],
+                    without=[name for name, i in (("conv3", 8), ("conv4", 10), ("conv5", 12)) if f"features.{i}.weight" not in state])
     except (KeyError, ZeroDivisionError, TypeError, IndexError): raise InputError(f"{path}: its weights are not those of this AlexNet") from None
 
 # %% ../nbs/03b_checkpoint.ipynb #b7ae9eb3

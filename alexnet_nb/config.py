@@ -43,7 +43,7 @@ class Section(BaseModel):
     "A part of the config: unknown keys and wrong types are errors, assignments are checked too."
     model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True, allow_inf_nan=False)
 
-# %% ../nbs/00_config.ipynb #7de5514b
+# %% ../nbs/00_config.ipynb #38018d8b
 class ModelConfig(Section):
     "The network (sections 3 and 5 of the paper); the keys are the arguments of `AlexNet`."
     num_classes: Annotated[int, Field(ge=2)] = 10
@@ -53,6 +53,7 @@ class ModelConfig(Section):
     lrn: Literal["after_relu", "after_pool", "none"] = "after_relu"
     alpha_is: Literal["mean", "sum"] = "mean"
     overlapping_pooling: bool = True
+    without: list[Literal["conv3", "conv4", "conv5"]] = []
     dropout: Fraction = 0.5
     dropout_place: Literal["before", "after"] = "before"
     init: Literal["he", "paper", "code", "torch"] = "he"
@@ -75,7 +76,7 @@ class TrainingConfig(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     linear_baseline: bool = False
 
-# %% ../nbs/00_config.ipynb #c0113922
+# %% ../nbs/00_config.ipynb #84555c57
 class DataConfig(Section):
     "Which pictures, where they are, and how they become batches (sections 2 and 4.1)."
     dataset: Literal["CIFAR10", "ImageFolder", "drawings"] = "CIFAR10"
@@ -85,6 +86,10 @@ class DataConfig(Section):
     val_images: Positive = 5000
     test_images: Positive | None = None
     recipe: Literal["usual", "paper"] = "usual"
+    flip: bool = True
+    crop: bool = True
+    colour: Annotated[float, Field(ge=0)] = 0.1
+    unit_variance: bool = False
     loader: Literal["auto", "device", "workers"] = "auto"
     num_workers: Annotated[int, Field(ge=0)] = 2
     pin_memory: bool = True

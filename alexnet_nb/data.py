@@ -8,7 +8,7 @@ __all__ = ['CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CIFAR10_ARCHIVE', 'CIFAR
            'md5', 'download', 'fetch_cifar10', 'find_cifar10', 'read_cifar10', 'Augmentation', 'augmentation', 'Recipe',
            'prepare', 'colour_statistics', 'principal_colours', 'usual_recipe', 'paper_recipe', 'split',
            'PreparedImages', 'EpochBatches', 'make_loader', 'resize_pixels', 'prepare_batch', 'stack_pixels',
-           'DeviceLoader']
+           'read_ahead', 'DeviceLoader']
 
 # %% ../nbs/01_data.ipynb #825f0027
 import errno
@@ -398,7 +398,7 @@ def augmentation(seed: int, epoch: int, index: int) -> Augmentation:
     rng = np.random.default_rng([seed, epoch, index])
     return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(), tuple(rng.standard_normal(3).tolist()))
 
-# %% ../nbs/01_data.ipynb #6514c87f
+# %% ../nbs/01_data.ipynb #418bffa5
 @dataclass(frozen=True)
 class Recipe:
     "How a picture becomes a tensor (3, size, size)."
@@ -406,13 +406,15 @@ class Recipe:
     mean: tuple[float, ...] = IMAGENET_MEAN    # subtracted, in units of 0 to 1
     std: tuple[float, ...] = IMAGENET_STD      # divided by
     short_side: int | None = None              # resize to this, then crop; None squashes to size x size
-    colour: tuple[tuple[float, ...], ...] | None = None # (3, 3): principal colours, scaled, as columns
+    colour: tuple[tuple[float, ...], ...] | None = None # (3, 3): principal colours, scaled, as columns; None: no colour noise
+    flip: bool = True                          # mirror where chance says so
+    crop: bool = True                          # crop where chance says so; False: at the centre
 
     def __post_init__(self):
         if self.short_side is not None and self.short_side < self.size:
             raise InputError(f"a crop of {self.size} pixels does not fit into a picture with a short side of {self.short_side}; enlarge that")
 
-# %% ../nbs/01_data.ipynb #960c5a71
+# %% ../nbs/01_data.ipynb #7fa93a23
 def _resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     "Height and width that a picture is resized to: the square, or the short side to the recipe's and the long one in proportion."
     if recipe.short_side is None: return recipe.size, recipe.size
@@ -422,7 +424,7 @@ def _resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
 
 def _corner(height: int, width: int, recipe: Recipe, chance: Augmentation | None) -> tuple[int, int]:
     "Top and left of the crop in a picture of this size: the centre, unless there is chance."
-    down, right = (chance.top, chance.left) if chance else (0.5, 0.5)
+    down, right = (chance.top, chance.left) if chance and recipe.crop else (0.5, 0.5)
     return math.floor((height - recipe.size + 1) * down), math.floor((width - recipe.size + 1) * right)
 
 # %% ../nbs/01_data.ipynb #595fe1ec
@@ -430,7 +432,7 @@ def _colour_shift(recipe: Recipe, chance: Augmentation) -> torch.Tensor:
     "What is added to every pixel (3,): the principal colours, each by its chance."
     return torch.tensor(recipe.colour) @ torch.tensor(chance.colour, dtype=torch.float32)
 
-# %% ../nbs/01_data.ipynb #76767c61
+# %% ../nbs/01_data.ipynb #390a3140
 def prepare(image: Image.Image,                # RGB
             recipe: Recipe,
             chance: Augmentation | None = None # None: no augmentation, the centre crop
@@ -440,7 +442,7 @@ def prepare(image: Image.Image,                # RGB
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = _corner(height, width, recipe, chance)
     image = image.crop((left, top, left + recipe.size, top + recipe.size))
-    if chance and chance.flip: image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if chance and chance.flip and recipe.flip: image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     if chance and recipe.colour is not None: x += _colour_shift(recipe, chance)[:, None, None]
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (recipe.mean, recipe.std))
@@ -465,17 +467,21 @@ def principal_colours(covariance: torch.Tensor # (3, 3)
     values, vectors = torch.linalg.eigh(covariance.double())
     return values.flip(0), vectors.flip(1)
 
-# %% ../nbs/01_data.ipynb #955484ee
+# %% ../nbs/01_data.ipynb #3729d682
 def usual_recipe(size: int = 227) -> Recipe:
     "Squash to size x size, ImageNet's mean and deviation: what most repositories do."
     return Recipe(size)
 
 
-def paper_recipe(size: int, mean: torch.Tensor, covariance: torch.Tensor, strength: float = 0.1) -> Recipe:
-    "Section 4.1: 256, a random crop, colour noise along the principal colours, mean subtraction, values as large as 0-255."
+def paper_recipe(size: int, mean: torch.Tensor, covariance: torch.Tensor,
+                 strength: float = 0.1,       # of the colour noise; 0: none
+                 unit_variance: bool = False  # divide by the pixels' deviation
+                ) -> Recipe:
+    "Section 4.1: 256, a random crop, colour noise along the principal colours, mean subtraction, values as large as 0-255 if not told otherwise."
     values, vectors = principal_colours(covariance)
     colour = strength * vectors * values.clamp(min=0).sqrt()
-    return Recipe(size, tuple(mean.tolist()), (1 / 255,) * 3, 256, tuple(map(tuple, colour.tolist())))
+    std = tuple(covariance.diagonal().sqrt().tolist()) if unit_variance else (1 / 255,) * 3
+    return Recipe(size, tuple(mean.tolist()), std, 256, tuple(map(tuple, colour.tolist())) if strength else None)
 
 # %% ../nbs/01_data.ipynb #45eb194e
 def split(labels: np.ndarray, # int (N,)
@@ -602,7 +608,7 @@ def resize_pixels(pixels: torch.Tensor,  # uint8 (N, 3, H, W), on any device
     for dim in _order(tuple(pixels.shape[-2:]), tuple(size)): x = _resize_side(x, dim, size[dim])
     return x.to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #ef335207
+# %% ../nbs/01_data.ipynb #974ce59e
 def _place(pixels: torch.Tensor, recipe: Recipe, chances: Sequence[Augmentation] | None) -> torch.Tensor:
     "Resize, crop and mirror each picture as `prepare` does: int32 (N, 3, size, size), values 0 to 255."
     old = tuple(pixels.shape[-2:])
@@ -612,7 +618,7 @@ def _place(pixels: torch.Tensor, recipe: Recipe, chances: Sequence[Augmentation]
     for dim in _order(old, new):
         x = _resize_side(x, dim, new[dim])
         if new[dim] > recipe.size: x = torch.stack([image.narrow(dim, corner[dim], recipe.size) for image, corner in zip(x, corners)])
-        if dim == -1 and chances:   # as soon as the width is right: the fewer rows, the less to mirror
+        if dim == -1 and chances and recipe.flip:   # as soon as the width is right: the fewer rows, the less to mirror
             flip = _send([chance.flip for chance in chances], x.device)
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     return x
@@ -657,22 +663,27 @@ def stack_pixels(images: Images,
         pool.shutdown(cancel_futures=True)
     return None
 
-# %% ../nbs/01_data.ipynb #04d59a59
+# %% ../nbs/01_data.ipynb #3c471b59
 def _mirror_only(seed: int, epoch: int, index: int) -> Augmentation:
     "The first draw of `augmentation`, which is all that a recipe without crop and colour looks at."
     return Augmentation(bool(np.random.default_rng([seed, epoch, index]).random() < 0.5), 0.5, 0.5, (0.0, 0.0, 0.0))
 
-
-def _ahead(work: Callable, items: Iterable) -> Iterator:
-    "`map`, two items ahead, in a thread."
-    waiting = deque()
-    with ThreadPoolExecutor(1) as thread:
+# %% ../nbs/01_data.ipynb #b3872a53
+def read_ahead(work: Callable,            # called in threads
+               items: Iterable,
+               ahead: int,                # so many may be begun and not yet taken
+               threads: int | None = None # None: as many as there are cores
+              ) -> Iterator:
+    "`work(item)` of every item, in order, done while the caller is busy with earlier ones."
+    pool, begun = ThreadPoolExecutor(threads or os.cpu_count()), deque()
+    try:
         for item in items:
-            waiting.append(thread.submit(work, item))
-            if len(waiting) > 2: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            begun.append(pool.submit(work, item))
+            if len(begun) >= ahead: yield begun.popleft().result()
+        while begun: yield begun.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/01_data.ipynb #41281f7f
+# %% ../nbs/01_data.ipynb #10b66d23
 class DeviceLoader:
     "Gives what `make_loader` gives, (x, y, indices), from pixels that lie on the compute device; x and y are made and stay there."
     def __init__(self,
@@ -693,7 +704,7 @@ class DeviceLoader:
         return torch.tensor([i for _, i in keys]), None if self.seed is None else [self._chance(self.seed, *key) for key in keys]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        to_come = (_ahead if self.pixels.is_cuda else map)(self._draw, self.batch_sampler)
-        for indices, chances in to_come:
+        draws = read_ahead(self._draw, self.batch_sampler, 3, threads=1) if self.pixels.is_cuda else map(self._draw, self.batch_sampler)
+        for indices, chances in draws:
             here = _send(indices, self.pixels.device)
             yield prepare_batch(self.pixels[here], self.recipe, chances), self.labels[here], indices

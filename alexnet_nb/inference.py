@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['OTHER_PICTURES', 'Classifier', 'load_classifier', 'probabilities', 'cut_views', 'views_recipe', 'ten_views',
-           'prepare_views', 'predict', 'Prediction', 'folder_images', 'passed_over', 'read_ahead', 'predict_files',
+           'prepare_views', 'predict', 'Prediction', 'folder_images', 'passed_over', 'predict_files',
            'format_prediction', 'write_json', 'write_csv', 'main', 'class_accuracy', 'confident_mistakes']
 
-# %% ../nbs/05_inference.ipynb #6e4a6fb1
+# %% ../nbs/05_inference.ipynb #8c017ad6
 import argparse
 import csv
 import json
-import os
 import sys
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +26,7 @@ from torch import Tensor
 from .checkpoint import build_model, read_checkpoint, stored_classes, stored_recipe
 from .config import (InputError, RunError, load_config, merge, parse_overrides, pick_device, pick_precision, read_config_file, reuse_memory,
                                run_command)
-from .data import Recipe, image_files, open_rgb, prepare, prepare_batch
+from .data import Recipe, image_files, open_rgb, prepare, prepare_batch, read_ahead
 from .model import AlexNet
 
 # %% ../nbs/05_inference.ipynb #cf332933
@@ -143,20 +141,6 @@ def passed_over(folder: str | Path) -> str:
     suffixes = [p.suffix.lower() for p in Path(folder).iterdir() if not p.name.startswith(".")]
     counts = Counter(s for s in suffixes if s in OTHER_PICTURES - set(Image.registered_extensions()))
     return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common())
-
-# %% ../nbs/05_inference.ipynb #82a57e33
-def read_ahead(work: Callable,  # called in threads
-               items: Iterable,
-               ahead: int       # so many may be begun and not yet taken
-              ) -> Iterator:
-    "`work(item)` of every item, in order, done while the caller is busy with earlier ones."
-    pool, begun = ThreadPoolExecutor(os.cpu_count()), deque()
-    try:
-        for item in items:
-            begun.append(pool.submit(work, item))
-            if len(begun) >= ahead: yield begun.popleft().result()
-        while begun: yield begun.popleft().result()
-    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/05_inference.ipynb #0ec4adf3
 def _read(path: str | Path, recipe: Recipe) -> Tensor | InputError:

@@ -20,10 +20,24 @@ def _choose(name: str, value, allowed: tuple):
     if value not in allowed: raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
     return value
 
-# %% ../nbs/03_model.ipynb #21cfff72
-def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, pool: int) -> nn.Sequential:
+# %% ../nbs/03_model.ipynb #de0e4a50
+def _middle(widths, towers: int, activation: type, without) -> list[nn.Module]:
+    "conv3, conv4 and conv5, each with its activation; one that is left out leaves two `Identity`, and the last that stays has conv5's maps."
+    maps, w3, w4, w5 = widths
+    layers = {"conv3": (w3, 1), "conv4": (w4, towers), "conv5": (w5, towers)}
+    stay, modules = [name for name in layers if name not in without], []
+    for name, (out, groups) in layers.items():
+        if name not in stay: modules += [nn.Identity(), nn.Identity()]
+        else:
+            out = w5 if name == stay[-1] else out
+            modules += [nn.Conv2d(maps, out, 3, padding=1, groups=groups), activation()]
+            maps = out
+    return modules
+
+# %% ../nbs/03_model.ipynb #d947b668
+def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, pool: int, without=()) -> nn.Sequential:
     "The five convolutions; a part that is switched off leaves an `Identity`, so weights keep their numbers."
-    w1, w2, w3, w4, w5 = widths
+    w1, w2, *_ = widths
     def stage(groups):
         norm = LocalResponseNorm(alpha_is=alpha_is, groups=groups) if lrn != "none" else nn.Identity()
         after = [norm, nn.MaxPool2d(pool, 2)]
@@ -31,9 +45,7 @@ def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, po
     return nn.Sequential(
         nn.Conv2d(3, w1, 11, stride=4), *stage(towers),
         nn.Conv2d(w1, w2, 5, padding=2, groups=towers), *stage(towers),
-        nn.Conv2d(w2, w3, 3, padding=1), activation(),
-        nn.Conv2d(w3, w4, 3, padding=1, groups=towers), activation(),
-        nn.Conv2d(w4, w5, 3, padding=1, groups=towers), activation(), nn.MaxPool2d(pool, 2))
+        *_middle(widths[1:], towers, activation, without), nn.MaxPool2d(pool, 2))
 
 # %% ../nbs/03_model.ipynb #7195fa25
 def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dropout: float, place: str) -> nn.Sequential:
@@ -45,25 +57,26 @@ def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dr
         drop(), nn.Linear(hidden, hidden), last,
         nn.Linear(hidden, num_classes))
 
-# %% ../nbs/03_model.ipynb #4320c942
-def init_weights(model: nn.Module,
+# %% ../nbs/03_model.ipynb #5f3ded86
+def init_weights(model: nn.Module, # an `AlexNet`
                  how: str = "he" # 'he' (convolutions; 0.01 after them), 'paper', 'code' (the authors' files) or 'torch'
                 ) -> None:
     "Draw the weights anew, in place (paper, section 5)."
     _choose("how", how, ("he", "paper", "code", "torch"))
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [*(model.features[i] for i in (0, 4, 8, 10, 12)), *(model.classifier[i] for i in (1, 4, 6))]
     if layers[0].weight.is_meta: return  # shapes without memory: there is nothing to draw
-    for i, layer in enumerate(layers):
+    for number, layer in enumerate(layers, 1):
+        if isinstance(layer, nn.Identity): continue  # left out
         if how == "torch": layer.reset_parameters()
         elif how == "he":
             if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             else: nn.init.normal_(layer.weight, std=0.01)  # He's larger ones make the first steps overshoot
             nn.init.zeros_(layer.bias)
         else:
-            nn.init.normal_(layer.weight, std=0.03 if how == "code" and i in (2, 3, 4) else 0.01)
-            nn.init.constant_(layer.bias, 1.0 if i in (1, 3, 4, 5, 6) else 0.0)
+            nn.init.normal_(layer.weight, std=0.03 if how == "code" and number in (3, 4, 5) else 0.01)
+            nn.init.constant_(layer.bias, 1.0 if number in (2, 4, 5, 6, 7) else 0.0)
 
-# %% ../nbs/03_model.ipynb #9e6a64fd
+# %% ../nbs/03_model.ipynb #1965a51d
 class AlexNet(nn.Module):
     "AlexNet (paper, section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes). `ValueError` for another size or option."
     def __init__(self,
@@ -75,6 +88,7 @@ class AlexNet(nn.Module):
                  lrn: str = "after_relu",         # 'after_pool' or 'none'
                  alpha_is: str = "mean",          # see `LocalResponseNorm`
                  overlapping_pooling: bool = True, # windows of 3, or of 2, every 2 pixels
+                 without: tuple[str, ...] | list[str] = (), # layers to leave out: any of 'conv3', 'conv4', 'conv5'
                  dropout: float = 0.5,
                  dropout_place: str = "before",   # fc6 and fc7, or 'after' them as in the paper
                  init: str = "he",                # 'paper', 'code' or 'torch'
@@ -84,8 +98,9 @@ class AlexNet(nn.Module):
         act = {"relu": nn.ReLU, "tanh": nn.Tanh}[_choose("activation", activation, ("relu", "tanh"))]
         scale = lambda n: max(2, round(n * width / 2) * 2)
         maps, hidden = [scale(n) for n in (96, 256, 384, 384, 256)], scale(4096)
+        for name in without: _choose("without", name, ("conv3", "conv4", "conv5"))
         self.features = _features(maps, _choose("towers", towers, (1, 2)), act, _choose("lrn", lrn, ("after_relu", "after_pool", "none")),
-                                  alpha_is, 3 if overlapping_pooling else 2)
+                                  alpha_is, 3 if overlapping_pooling else 2, without)
         self.classifier = _classifier(maps[-1] * 36, hidden, num_classes, act, dropout, _choose("dropout_place", dropout_place, ("before", "after")))
         init_weights(self, _choose("init", init, ("he", "paper", "code", "torch")))
 

@@ -184,12 +184,6 @@ def test_loader_goes_on_in_a_later_epoch():
     assert [i.tolist() for _, _, i in loader] == first
 
 
-def test_draws_ahead_in_order():
-    from alexnet_nb.data import _ahead
-    for n in (0, 1, 2, 3, 10): assert list(_ahead(lambda i: i * i, range(n))) == [i * i for i in range(n)]
-    with pytest.raises(ZeroDivisionError): list(_ahead(lambda i: 1 // i, [1, 0, 1]))
-
-
 def test_stack_pixels(tmp_path):
     paths = save_drawings(tmp_path / "p", 6, seed=3)
     files = Images(paths, np.arange(6))

@@ -11,8 +11,8 @@ from common import ROOT
 import alexnet_nb
 
 MODULES = sorted((ROOT / "alexnet_nb").glob("*.py"))
-ORDER = ("config", "data", "lrn", "model", "checkpoint", "train", "inference", "speed")
-ALONE = {"lrn": {"config", "data"}, "model": {"config", "data"}}  # know of less than their place allows
+ORDER = ("config", "data", "lrn", "model", "checkpoint", "train", "inference", "speed", "cuda_convnet", "experiment")
+ALONE = {"lrn": {"config", "data"}, "model": {"config", "data"}, "cuda_convnet": {"config", "model", "checkpoint", "train", "inference", "speed"}}  # know of less than their place allows
 
 
 def imported(path) -> set[str]:

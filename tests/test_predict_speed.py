@@ -13,7 +13,7 @@ from PIL import Image
 from alexnet_nb import inference
 from alexnet_nb.checkpoint import save_checkpoint
 from alexnet_nb.config import InputError, pick_precision
-from alexnet_nb.data import Recipe, drawings, open_rgb, prepare
+from alexnet_nb.data import Recipe, drawings, open_rgb, prepare, read_ahead
 from alexnet_nb.model import AlexNet
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_read_ahead_keeps_order_and_is_bounded():
             most = max(most, begun - taken)
         time.sleep(0.002 * (i % 3 == 0))
         return i
-    for i, value in enumerate(inference.read_ahead(work, range(60), 7)):
+    for i, value in enumerate(read_ahead(work, range(60), 7)):
         assert i == value
         taken += 1
     assert taken == 60 and 1 < most <= 7
@@ -117,13 +117,13 @@ def test_read_ahead_keeps_order_and_is_bounded():
 def test_an_error_of_the_work_comes_out_in_its_turn():
     got = []
     with pytest.raises(ZeroDivisionError):
-        for value in inference.read_ahead(lambda i: 1 // (i - 3), range(10), 4): got.append(value)
+        for value in read_ahead(lambda i: 1 // (i - 3), range(10), 4): got.append(value)
     assert len(got) == 3
 
 
 def test_leaving_early_leaves_no_thread():
     before = threading.active_count()
-    ahead = inference.read_ahead(lambda i: i, range(1000), 5)
+    ahead = read_ahead(lambda i: i, range(1000), 5)
     assert next(ahead) == 0
     ahead.close()
     assert threading.active_count() == before

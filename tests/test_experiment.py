@@ -1,0 +1,442 @@
+"`alexnet_experiment`: tables, rule, order, exact resumption, refusals, divergence, and the directions that its small forms must show."
+import copy
+import errno
+import json
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import class_folders, snapshot
+from PIL import Image
+
+from alexnet_nb import experiment as X
+from alexnet_nb.config import InputError, make_config
+from alexnet_nb.cuda_convnet import NETS
+from alexnet_nb.data import CLASSES, drawings
+
+# Networks of the authors on 8 x 8 drawings: an epoch takes hundredths of a second. Nothing reaches an error of 1 %.
+RACE = X.Experiment("convnet", (80, 0), dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),
+                    X.rate_arms("19pct", 8, (.001, .002), (.001, .002)), (0, 1), "a rule", race=2)
+STAGES = [[[1, 2, 3, 4], 2, .001], [[1, 2, 3, 4, 5], 1, .0001]]
+PAIR = X.Experiment("convnet", (80, 30), dict(side=8, activation="relu", crops=True, decay=True, batch_size=16, stages=STAGES),
+                    {"13pct": dict(net="13pct"), "11pct": dict(net="11pct", seeds=[0])}, (0, 1), "a rule")
+_TINY = X.EXPERIMENTS["ablations"]["tiny"]
+ALEXNET = replace(_TINY, images=(24, 10), base=_TINY.base | {"device.use_cuda": False}, arms={name: _TINY.arms[name] for name in ("no dropout", "two towers")})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu():
+    "Bits are compared, which a GPU does not promise."
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(X, "pick_device", lambda: torch.device("cpu"))
+        yield
+
+
+@pytest.fixture
+def known(monkeypatch):
+    "Small experiments under the names race, pair and alexnet."
+    for name, experiment in dict(race=RACE, pair=PAIR, alexnet=ALEXNET).items(): monkeypatch.setitem(X.EXPERIMENTS, name, {"tiny": experiment})
+
+
+def run(name: str, *argv: str, file: str = "r.json", folder: str = "states") -> int:
+    return X.main([name, "--results", file, "--output", folder, *argv])
+
+
+def read(file: str = "r.json", clock: bool = False) -> dict:
+    "A results file, which must be strict JSON; without what depends on the clock."
+    def refuse(text): raise AssertionError(f"{text} is not JSON")
+    results = json.loads(Path(file).read_text(), parse_constant=refuse)
+    for trial in results["trials"] if not clock else []:
+        for record in (trial, *trial["epochs"]): del record["seconds"]
+    return results
+
+
+def errors(trial: dict) -> list[float]: return [epoch["error"] for epoch in trial["epochs"]]
+
+
+def trial(*errors: float, arm: str = "relu 0.001", seed: int = 0, stopped: str | None = "2 epochs") -> dict:
+    "A made-up record."
+    return X.new_trial(arm, seed) | dict(epochs=[dict(loss=1.0, error=e, seconds=1.0) for e in errors], stopped=stopped, finished=stopped is not None)
+
+
+# --- the tables
+
+def test_ablations_change_one_thing_each():
+    for scale, e in X.EXPERIMENTS["ablations"].items():
+        assert e.arms["base"] == {} and len(e.arms) == (12 if scale == "cpu" else 14)
+        for arm, own in e.arms.items(): assert len(own) == (arm != "base"), arm
+        for arm in e.arms:
+            lab = X.Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None, X.StopFlag())
+            cfg, base = (X.alexnet_config(lab, X.new_trial(a, 3)).model_dump() for a in (arm, "base"))
+            changed = [f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != base[s][k] and s != "paths"]
+            assert changed == list(e.arms[arm]), "the switch must do something, and nothing else may differ"
+            assert cfg["data"]["recipe"] == "paper" and cfg["training"]["seed"] == 3
+    default = make_config({}).model_dump()
+    full = X.EXPERIMENTS["ablations"]["full"]
+    assert full.seeds == (0, 1, 2) and full.base["training.num_epochs"] == default["training"]["num_epochs"] == 90
+    assert full.images[0] + default["data"]["val_images"] == 50_000
+
+
+def test_figure_1_is_unregularised_and_each_side_has_its_grid():
+    for scale, rates, seeds, race in (("cpu", 3, 3, 12), ("full", 7, 10, 40)):
+        e = X.EXPERIMENTS["relu_vs_tanh"][scale]
+        assert e.base == dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40) and e.images == (50_000, 0)
+        assert e.seeds == tuple(range(seeds)) and e.race == race and f"within {race} epochs" in e.rule and "25 %" in e.rule
+        for act in ("relu", "tanh"):
+            grid = [a["rate"] for a in e.arms.values() if a["activation"] == act and a["net"] == "13pct"]
+            assert len(grid) == rates and grid == sorted(grid) and all(math.isclose(b, 2 * a) for a, b in zip(grid, grid[1:]))
+        assert {(a["net"], a["side"]) for a in e.arms.values()} == ({("13pct", 24), ("19pct", 32)} if scale == "full" else {("13pct", 24)})
+
+
+def test_lrn_arms_have_equal_training_or_the_authors():
+    lengths = lambda e: {arm: X.full_length(e, arm) for arm in e.arms}
+    cpu, full = (X.EXPERIMENTS["lrn_13_to_11"][scale] for scale in ("cpu", "full"))
+    assert lengths(cpu) == {"13pct": 20, "11pct_first": 20, "11pct": 20} and "20 epochs" in cpu.shortened
+    rates = [rate for _, rate in X.rates_by_epoch(X.settings(cpu, "11pct"))]
+    assert rates == [1e-3] * 14 + [1e-4] * 3 + [1e-5] * 3
+    assert lengths(full) == {"13pct": 160, "11pct_first": 470, "11pct": 520, "11pct_first, 160 epochs": 160, "11pct, 160 epochs": 160}
+    for e in (cpu, full):
+        for arm in e.arms: assert X.settings(e, arm)["net"] in NETS and X.settings(e, arm)["crops"] and X.settings(e, arm)["decay"]
+    assert X.rates_by_epoch(X.settings(full, "13pct"))[99:101] == [((1, 2, 3, 4), 1e-3), ((1, 2, 3, 4, 5), 1e-3)]
+    assert [(a, s) for a, s, _ in X.plan(cpu, [])] == [("13pct", 0), ("11pct_first", 0), ("11pct", 0), ("13pct", 1), ("11pct_first", 1)]
+
+
+# --- the rule and the order
+
+def chosen(*trials: dict) -> dict: return X.choose(RACE, list(trials))
+
+
+def test_rule_fewest_epochs_then_lower_error():
+    tanh = [trial(.9, .8, arm=f"tanh {rate}") for rate in (.001, .002)]
+    fast, slow = trial(.5, .01, arm="relu 0.001"), trial(.6, .5, arm="relu 0.002")
+    assert chosen(fast, slow, *tanh)["relu"] == dict(arm="relu 0.001", rate=.001, reached=True, at_edge=True)
+    assert chosen(trial(.5, .4, arm="relu 0.001"), trial(.2, .3, arm="relu 0.002"), *tanh)["relu"]["arm"] == "relu 0.002", "the error at the cut, not the lowest"
+    assert chosen(trial(.5, .01, arm="relu 0.001"), trial(.5, .005, arm="relu 0.002"), *tanh)["relu"]["arm"] == "relu 0.002", "a tie"
+    first = trial(.01, arm="relu 0.002", stopped="reached 1 %")
+    assert chosen(trial(.5, .001, arm="relu 0.001"), first, *tanh)["relu"]["arm"] == "relu 0.002", "epochs come before error"
+    gone = trial(.02, arm="relu 0.002", stopped="diverged")
+    assert chosen(trial(.9, .89, arm="relu 0.001"), gone, *tanh)["relu"]["arm"] == "relu 0.001", "a run that diverged is the slowest"
+    none = [trial(arm=f"relu {rate}", stopped="diverged") for rate in (.001, .002)]
+    assert list(chosen(*none, *tanh)) == ["tanh"]
+
+
+def test_rule_waits_for_every_first_run_and_looks_no_further():
+    trials = [trial(.5, .4, arm=f"{act} {rate}") for act in ("relu", "tanh") for rate in (.001, .002)]
+    before = chosen(*trials)
+    assert set(before) == {"relu", "tanh"} and before["relu"]["arm"] == "relu 0.001"
+    assert chosen(*trials[:3]) == {} and chosen(*trials[:3], trials[3] | dict(finished=False)) == {}
+    later = trial(.5, .4, .0, .0, arm="relu 0.001", stopped=None)   # the chosen one, under way again
+    assert chosen(later, *trials[1:]) == before
+    assert chosen(trial(.5, .45, .0, .0, arm="relu 0.001", stopped="4 epochs"), *trials[1:])["relu"]["arm"] == "relu 0.002"
+
+
+def test_edge_of_the_grid():
+    e = replace(RACE, arms=X.rate_arms("19pct", 8, (.1, .2, .3), (.1,)))
+    runs = lambda best: [trial(.5, .4 - .1 * (rate == best), arm=f"relu {rate}") for rate in (.1, .2, .3)] + [trial(.5, .5, arm="tanh 0.1")]
+    assert [X.choose(e, runs(best))["relu"]["at_edge"] for best in (.1, .2, .3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("name, scale", [(n, s) for n in X.EXPERIMENTS for s in ("tiny", "cpu", "full")])
+def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
+    e, trials, order = X.EXPERIMENTS[name][scale], [], []
+    while task := X.next_trial(e, trials):
+        arm, seed, limit = task
+        order.append((arm, seed, limit))
+        done = X.find_trial(trials, arm, seed)
+        if done is None: trials.append(done := X.new_trial(arm, seed))
+        done |= trial(*[.9] * limit, arm=arm, seed=seed, stopped=f"{limit} epochs")
+    seeds = [seed for _, seed, _ in order]
+    assert seeds == sorted(seeds) and len(set(order)) == len(order)
+    for seed in set(seeds[len(e.arms) * bool(e.race):]): assert seed in e.seeds
+    if e.race:
+        assert order[:len(e.arms)] == [(arm, 0, e.race) for arm in e.arms]
+        families = len(X.choose(e, trials))
+        over = e.race == e.base["epochs"]   # the first round has then run the chosen arms to the end with seed 0
+        assert len(order) == len(e.arms) + families * (len(e.seeds) - over) and all(t[2] == e.base["epochs"] for t in order[len(e.arms):])
+
+
+# --- exact resumption
+
+@pytest.mark.parametrize("name", ["race", "pair"])
+def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatch, name):
+    assert run(name, file="whole.json", folder="a") == 0
+    sessions = 0
+    monkeypatch.setattr(X, "note", lambda lab, note=X.note: (note(lab), setattr(lab.flag, "signal", signal.SIGTERM)))
+    while (code := run(name, file="cut.json", folder="b")) != 0:
+        assert code == 143
+        sessions += 1
+        torch.manual_seed(sessions)   # another process has other generators
+        np.random.seed(sessions)
+        assert sessions < 60
+    whole, cut = read("whole.json"), read("cut.json")
+    assert sum(len(t["epochs"]) for t in whole["trials"]) == (2 * 2 + 4 * 4 if name == "race" else 3 * 3) and sessions >= 8
+    assert cut == whole
+    assert not list(Path("b").rglob("*.pkl")), "states of finished trials are removed"
+    assert all(t["finished"] and t["stopped"] in ("2 epochs", "4 epochs", "3 epochs") for t in cut["trials"])
+
+
+@pytest.mark.parametrize("where", ["before the state", "between state and results", "while testing"])
+def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where):
+    assert run("pair", "--seeds", "1", file="whole.json", folder="a") == 0
+    name = {"before the state": "save_checkpoint", "between state and results": "note", "while testing": "view_probabilities"}[where]
+    real, calls = getattr(X, name), 0
+
+    def die_the_second_time(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 2: raise KeyboardInterrupt
+        return real(*args, **options)
+
+    with monkeypatch.context() as m:
+        m.setattr(X, name, die_the_second_time)
+        assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 130
+    before = read("cut.json")["trials"][0]
+    assert not before["finished"] and len(before["epochs"]) == {"before the state": 1, "between state and results": 1, "while testing": 3}[where]
+    assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 0
+    assert read("cut.json") == read("whole.json")
+
+
+def test_minutes_and_more_seeds(known):
+    assert run("pair", "--minutes", "1e-9") == 0 and not Path("r.json").exists()
+    assert run("pair", "--seeds", "0") == 0
+    first = copy.deepcopy(read()["trials"])
+    assert run("pair", "--seeds", "0", "3", "3") == 0
+    trials = read()["trials"]
+    assert trials[:2] == first and [(t["arm"], t["seed"]) for t in trials] == [("13pct", 0), ("11pct", 0), ("13pct", 3), ("11pct", 3)]
+    assert errors(trials[0]) != errors(trials[2]), "another seed, other weights and crops"
+    assert read()["command"] == "alexnet_experiment pair --scale tiny --seeds 0 3 3"
+
+
+def test_a_finished_trial_is_never_repeated(known, monkeypatch):
+    assert run("race", "--seeds", "0") == 0
+    before = read(clock=True)
+    monkeypatch.setattr(X, "train_epoch", None)
+    assert run("race", "--seeds", "0") == 0
+    assert read(clock=True) == before
+
+
+def test_alexnet_stops_within_an_epoch_and_goes_on(known, no_panels, monkeypatch):
+    assert run("alexnet", file="whole.json", folder="a") == 0
+    steps = 0
+
+    def stop_now_and_then(self, check=X.StopFlag.check):
+        nonlocal steps
+        steps += 1
+        if steps % 5 == 3: self.signal = signal.SIGINT
+        check(self)
+
+    codes, left = [], []
+    with monkeypatch.context() as m:
+        m.setattr(X.StopFlag, "check", stop_now_and_then)
+        while not codes or codes[-1]:
+            codes.append(run("alexnet", file="cut.json", folder="b"))
+            assert len(codes) < 30, "every session must get further"
+            for t in read("cut.json")["trials"] if Path("cut.json").exists() else []: left.append((t["finished"], bool(list(Path("b").rglob(f"{t['arm'][:2]}*/**/*.pkl")))))
+    assert (False, True) in left and (True, True) not in left, "checkpoints of a trial are there while it runs, and gone once it is finished"
+    assert set(codes) == {130, 0} and len(codes) > 3
+    whole, cut = read("whole.json"), read("cut.json")
+    assert cut == whole
+    assert not list(Path("b").rglob("*.pkl")) and list(Path("b").rglob("steps.jsonl")), "checkpoints go, logs stay"
+    single, double = cut["trials"]
+    assert single["parameters"] > double["parameters"] and single["macs"] > double["macs"], "two towers have fewer connections"
+    for t in cut["trials"]:
+        assert t["stopped"] == "2 epochs" and all(0 <= e["val_error"] <= 1 for e in t["epochs"]) and t["choices"]["precision"] in ("fp32", "bf16")
+        assert set(t["test"]) == {"ten_views", "one_view"} and all(0 <= v <= 1 for v in t["test"].values())
+
+
+# --- what is stored
+
+def test_results_file(known, capsys):
+    assert run("pair") == 0
+    results, text = read(clock=True), Path("r.json").read_text()
+    assert str(Path.cwd()) not in text and str(Path.home()) not in text
+    assert {k: results[k] for k in ("experiment", "scale", "data", "images", "rule", "chosen", "race")} == dict(
+        experiment="pair", scale="tiny", data="drawings", images=dict(training=80, test=30), rule="a rule", chosen={}, race=0)
+    assert results["arms"] == {"13pct": {"net": "13pct"}, "11pct": {"net": "11pct", "seeds": [0]}} and results["base"]["stages"] == STAGES
+    assert results["device"].startswith("cpu") and results["threads"] == torch.get_num_threads() and "torch" in results["versions"] and len(results["date"]) == 10
+    for t in results["trials"]:
+        assert list(t) == ["arm", "seed", "epochs", "stopped", "finished", "test", "parameters", "macs", "seconds"]
+        assert t["finished"] and math.isclose(t["seconds"], sum(e["seconds"] for e in t["epochs"]), abs_tol=.06)
+        assert all(set(e) == {"loss", "error", "seconds"} and 0 <= e["error"] <= 1 for e in t["epochs"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("results: r.json;") and "13pct, seed 1: 3 epochs, training error" in shown
+
+
+def test_a_second_device_is_named_too(known):
+    assert run("race", "--seeds", "0") == 0
+    changed = read(clock=True) | dict(device="cuda:0 (some GPU)")
+    Path("r.json").write_text(json.dumps(changed))
+    assert run("race", "--seeds", "0") == 0
+    assert read()["device"].startswith("cuda:0 (some GPU); cpu")
+
+
+def test_a_full_disk_leaves_the_former_file(known, monkeypatch, capsys):
+    assert run("pair", "--seeds", "0") == 0
+    before = Path("r.json").read_bytes()
+
+    def full(*args, **options): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(X.json, "dump", full)
+    assert run("pair", "--seeds", "0", "1") == 1
+    assert "No space left" in capsys.readouterr().err and Path("r.json").read_bytes() == before
+    assert not list(Path().glob(".r.json*"))
+
+
+def test_default_place(monkeypatch):
+    assert X.default_file("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
+    Path("nbs/results").mkdir(parents=True)
+    assert X.default_file("ablations", "cpu") == Path("nbs/results/ablations.json")
+    assert "nbs" not in X.default_file("ablations", "tiny").parts, "drawings must not pass for results"
+
+
+# --- refusals
+
+@pytest.mark.parametrize("key, value", [("experiment", "race"), ("scale", "cpu"), ("data", "CIFAR-10"), ("images", {"training": 81, "test": 30}), ("race", 3), ("base", {}),
+                                        ("arms", {"13pct": {"net": "13pct"}})])
+def test_foreign_results_are_refused_and_left_alone(known, capsys, key, value):
+    assert run("pair", "--minutes", "1e-9") == 0
+    mine = X.identity("pair", "tiny", "drawings")
+    Path("r.json").write_text(json.dumps(mine | {"device": "", "trials": [], key: value}))
+    before = snapshot(Path())
+    capsys.readouterr()
+    assert run("pair") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "r.json" in error and key in error and "move it away" in error
+    assert snapshot(Path()) == before
+
+
+def test_other_refusals(known, capsys):
+    for text in ("{", "[1, 2]", "null"):
+        Path("r.json").write_text(text)
+        assert run("pair") == 2 and "r.json" in capsys.readouterr().err and Path("r.json").read_text() == text
+    Path("r.json").unlink()
+    Path("states/pair-tiny").mkdir(parents=True)
+    Path("states/pair-tiny/identity.json").write_text(json.dumps(X.identity("pair", "tiny", "drawings") | {"base": {}}))
+    assert run("pair") == 2 and "identity.json" in capsys.readouterr().err and not Path("r.json").exists()
+    for argv in (["--minutes", "0"], ["--minutes", "nan"], ["--seeds", "1", "-1"]):
+        assert run("pair", *argv, folder="other") == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as e: X.main(["no_such"])
+    assert e.value.code == 2
+
+
+def test_data_that_is_too_little_or_of_another_size(capsys):
+    class_folders(Path("few"))
+    assert X.main(["relu_vs_tanh", "--scale", "cpu", "--data", "few", "--results", "r.json", "--output", "states"]) == 2
+    assert "has 40 training images, the experiment takes 50000" in capsys.readouterr().err and not Path("r.json").exists() and not Path("states").exists()
+    with pytest.raises(InputError, match="32 x 32"):
+        Image.new("RGB", (40, 40)).save("few/train/cat/0.png")
+        X.load_pictures(Path("few"), True, 40, torch.device("cpu"))
+
+
+def test_data_is_named_and_put_in_one_order():
+    root = class_folders(Path("cifar"))
+    assert X.find_data(None, (80, 30)) == "drawings" and X.find_data(root, (40, 20)) == "CIFAR-10"
+    one, two = (X.load_pictures(root, True, 40, torch.device("cpu")) for _ in range(2))
+    assert torch.equal(one.pixels, two.pixels) and torch.equal(one.labels, two.labels) and one.pixels.dtype == torch.uint8
+    assert sorted(one.labels.tolist()) == sorted(list(range(10)) * 4) and len(set(one.labels[:10].tolist())) > 4, "folders are sorted by class; this order is not"
+    picture = np.asarray(Image.open(root / "train" / CLASSES[int(one.labels[0])] / "0.png"))
+    assert any(np.array_equal(one.pixels[i].permute(1, 2, 0).numpy(), picture) for i in range(40) if one.labels[i] == one.labels[0])
+    for path in root.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    assert X.find_data(root, (40, 0)) == "JPEG copy of CIFAR-10"
+
+
+# --- listing
+
+def test_list_runs_nothing(known, monkeypatch, capsys):
+    assert run("race", "--list") == 0 and list(Path().iterdir()) == []
+    out = capsys.readouterr().out
+    assert out.count("to do") == 4 and "then the chosen arms with seeds 0, 1" in out and "a rule" in out
+    assert X.main(["lrn_13_to_11", "--scale", "cpu", "--data", "nowhere", "--list"]) == 0 and capsys.readouterr().out.count("to do") == 5
+    assert run("race") == 0
+    monkeypatch.setattr(X, "run_trial", None)
+    capsys.readouterr()
+    before = snapshot(Path())
+    assert run("race", "--list") == 0 and snapshot(Path()) == before
+    out = capsys.readouterr().out
+    assert "to do" not in out and out.count("at most 4 epochs: 4 epochs, training error") == 4
+
+
+# --- divergence
+
+def test_divergence_is_recorded_and_the_experiment_goes_on(monkeypatch):
+    monkeypatch.setitem(X.EXPERIMENTS, "wild", {"tiny": replace(RACE, arms=X.rate_arms("19pct", 8, (1e38, .001), (1e38,)))})
+    assert run("wild") == 0
+    results = read()
+    stopped = {(t["arm"], t["seed"]): t["stopped"] for t in results["trials"]}
+    assert stopped == {("relu 1e+38", 0): "diverged", ("relu 0.001", 0): "4 epochs", ("tanh 1e+38", 0): "diverged", ("relu 0.001", 1): "4 epochs"}
+    assert list(results["chosen"]) == ["relu"] and results["chosen"]["relu"]["at_edge"]
+    assert all(t["finished"] and t["test"] is None for t in results["trials"])
+
+
+def test_alexnet_that_diverges(no_panels, monkeypatch):
+    wild = replace(ALEXNET, base=ALEXNET.base | {"training.learning_rate": 1e30, "training.num_epochs": 1, "views": 1}, arms={"base": {}})
+    monkeypatch.setitem(X.EXPERIMENTS, "wild", {"tiny": wild})
+    assert run("wild") == 0
+    only, = read()["trials"]
+    assert only["stopped"] == "diverged" and only["finished"] and only["epochs"] == [] and only["test"] is None
+    assert not list(Path().rglob("*.pkl"))
+
+
+# --- directions
+
+@pytest.fixture(scope="module")
+def figure_1(tmp_path_factory) -> dict:
+    "The whole of relu_vs_tanh, on drawings."
+    folder = tmp_path_factory.mktemp("figure_1")
+    assert run("relu_vs_tanh", file=str(folder / "r.json"), folder=str(folder / "states")) == 0
+    return json.loads((folder / "r.json").read_text())
+
+
+def test_relu_is_sooner_than_tanh_with_every_seed(figure_1):
+    arms = {family: choice["arm"] for family, choice in figure_1["chosen"].items()}
+    assert set(arms) == {"relu", "tanh"}
+    sooner = 0
+    for seed in (0, 1, 2):
+        relu, tanh = (X.find_trial(figure_1["trials"], arms[act], seed) for act in ("relu", "tanh"))
+        assert relu["stopped"] == "reached 50 %" and errors(relu)[-1] <= .5 < min(errors(relu)[:-1])
+        assert relu["parameters"] == tanh["parameters"] and relu["macs"] == tanh["macs"]
+        sooner += len(relu["epochs"]) < len(tanh["epochs"]) and min(errors(tanh)[:len(relu["epochs"])]) > errors(relu)[-1]
+    assert sooner == 3
+
+
+def test_figure_1_follows_its_own_rule(figure_1):
+    e, race = X.EXPERIMENTS["relu_vs_tanh"]["tiny"], figure_1["race"]
+    for family, choice in figure_1["chosen"].items():
+        after = {arm: errors(X.find_trial(figure_1["trials"], arm, 0))[race - 1] for arm in e.arms if arm.startswith(family)}
+        assert choice["arm"] == min(after, key=after.get) and not choice["reached"]
+    assert [(t["arm"], t["seed"]) for t in figure_1["trials"][:4]] == [(arm, 0) for arm in e.arms] and len(figure_1["trials"]) == 8
+
+
+def test_every_setting_of_an_arm_is_obeyed(known):
+    def loss(**changes):
+        X.EXPERIMENTS["pair"]["tiny"] = replace(PAIR, base=PAIR.base | changes, arms={"13pct": dict(net="13pct")})
+        name = f"run {len(list(Path().glob('*.json')))}"
+        assert run("pair", "--seeds", "0", file=f"{name}.json", folder=name) == 0
+        return [e["loss"] for e in read(f"{name}.json")["trials"][0]["epochs"]]
+    base = loss()
+    assert base[-1] < base[0] < 2.5, "training pays"
+    for changes in (dict(crops=False), dict(decay=False), dict(activation="tanh"), dict(batch_size=8)): assert loss(**changes) != base, changes
+    later = loss(stages=[STAGES[0], [[1, 2, 3, 4, 5], 1, .01]])
+    assert later[:2] == base[:2] and later[2] != base[2], "the rate of the last stage is that of the last stage"
+    fourth = loss(stages=[[[1, 2, 3, 4, 5], 2, .001], STAGES[1]])
+    assert fourth[0] != base[0], "a stage may leave out a batch"
+
+
+def test_biases_learn_twice_as_fast_as_weights_at_first(known, monkeypatch):
+    seen = []
+    monkeypatch.setattr(X, "net_optimizer", lambda net, rate, bias_rate, decay, make=X.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
+    assert run("race", "--seeds", "0") == 0 and run("pair", "--seeds", "0", file="p.json") == 0
+    assert seen[:2] == [(.001, .002, False), (.002, .004, False)] and set(seen[-2:]) == {(.001, .002, True)}
+
+
+def test_crops_depend_on_seed_and_epoch(known, monkeypatch):
+    seen = []
+    monkeypatch.setattr(X, "chances", lambda *numbers, draw=X.chances: seen.append(numbers) or draw(*numbers))
+    assert run("pair") == 0
+    assert seen == [(seed, epoch, 80, 8) for seed in (0, 0, 1) for epoch in range(3)], "crops do not depend on the arm"
