@@ -208,10 +208,11 @@ def test_train_then_predict_in_real_processes(tmp_path):
 
 
 def test_commands_are_installed():
-    "`alexnet_train`, `alexnet_predict` and `alexnet_bench` lead to the three main functions."
+    "The four commands lead to the four main functions."
     from importlib.metadata import entry_points
     scripts = {e.name: e.value for e in entry_points(group="console_scripts") if e.name.startswith("alexnet_")}
-    assert scripts == {"alexnet_train": "alexnet_nb.train:main", "alexnet_predict": "alexnet_nb.inference:main", "alexnet_bench": "alexnet_nb.speed:main"}
+    assert scripts == {"alexnet_train": "alexnet_nb.train:main", "alexnet_predict": "alexnet_nb.inference:main", "alexnet_bench": "alexnet_nb.speed:main",
+                       "alexnet_experiment": "alexnet_nb.experiment:main"}
 
 
 @pytest.mark.parametrize("main", [train.main, inference.main], ids=["train", "predict"])

@@ -12,7 +12,7 @@ import alexnet_nb
 
 MODULES = sorted((ROOT / "alexnet_nb").glob("*.py"))
 ORDER = ("config", "data", "lrn", "model", "checkpoint", "train", "inference", "speed", "cuda_convnet", "experiment")
-ALONE = {"lrn": {"config", "data"}, "model": {"config", "data"}, "cuda_convnet": {"config", "model", "checkpoint", "train", "inference", "speed"}}  # know of less than their place allows
+ALONE = {"lrn": {"config", "data"}, "model": {"config", "data"}, "cuda_convnet": {"config", "data", "checkpoint", "train", "inference", "speed"}}  # know of less than their place allows
 
 
 def imported(path) -> set[str]:
