@@ -26,9 +26,11 @@ from .config import InputError, RunError
 from .data import CLASSES, Recipe, usual_recipe
 from .model import AlexNet
 
-# %% ../nbs/03b_checkpoint.ipynb #0fc25b26
+# %% ../nbs/03b_checkpoint.ipynb #037e231e
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path,
+              setting: str = "paths.checkpoint_dir" # that names the place, for the error line
+             ) -> Iterator[Path]:
     "A name beside `path` to write to. If all goes well it becomes `path`; if not it is removed, and the former file is as it was."
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -37,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except (OSError, RuntimeError) as e:
         reason = os.strerror(e.errno) if getattr(e, "errno", None) else str(e).splitlines()[0]
-        raise RunError(f"{path}: could not be written ({reason}); free some space or choose another paths.checkpoint_dir") from None
+        raise RunError(f"{path}: could not be written ({reason}); free some space or choose another {setting}") from None
     finally:
         with suppress(OSError): part.unlink(missing_ok=True)
 

@@ -259,10 +259,10 @@ class Lab:
         "The folder of a trial's state."
         return self.folder / re.sub(r"[^\w.]+", "-", f"{trial['arm']} seed {trial['seed']}")
 
-# %% ../nbs/07b_experiment.ipynb #66326ce2
+# %% ../nbs/07b_experiment.ipynb #d9b2b8d5
 def write_json(path: Path, values: dict) -> None:
     "A JSON file that is either the former or all of the new one, whatever happens."
-    with replacing(path) as part, open(part, "w", encoding="utf-8") as f:
+    with replacing(path, "--results or --output") as part, open(part, "w", encoding="utf-8") as f:
         json.dump(values, f, indent=1, allow_nan=False)
         f.flush()
         os.fsync(f.fileno())

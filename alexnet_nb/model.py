@@ -20,11 +20,12 @@ def _choose(name: str, value, allowed: tuple):
     if value not in allowed: raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
     return value
 
-# %% ../nbs/03_model.ipynb #de0e4a50
+# %% ../nbs/03_model.ipynb #71335eb4
 def _middle(widths, towers: int, activation: type, without) -> list[nn.Module]:
     "conv3, conv4 and conv5, each with its activation; one that is left out leaves two `Identity`, and the last that stays has conv5's maps."
     maps, w3, w4, w5 = widths
     layers = {"conv3": (w3, 1), "conv4": (w4, towers), "conv5": (w5, towers)}
+    for name in without: _choose("without", name, tuple(layers))
     stay, modules = [name for name in layers if name not in without], []
     for name, (out, groups) in layers.items():
         if name not in stay: modules += [nn.Identity(), nn.Identity()]
@@ -34,10 +35,11 @@ def _middle(widths, towers: int, activation: type, without) -> list[nn.Module]:
             maps = out
     return modules
 
-# %% ../nbs/03_model.ipynb #d947b668
+# %% ../nbs/03_model.ipynb #1543d757
 def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, pool: int, without=()) -> nn.Sequential:
     "The five convolutions; a part that is switched off leaves an `Identity`, so weights keep their numbers."
     w1, w2, *_ = widths
+    _choose("lrn", lrn, ("after_relu", "after_pool", "none"))
     def stage(groups):
         norm = LocalResponseNorm(alpha_is=alpha_is, groups=groups) if lrn != "none" else nn.Identity()
         after = [norm, nn.MaxPool2d(pool, 2)]
@@ -76,7 +78,7 @@ def init_weights(model: nn.Module, # an `AlexNet`
             nn.init.normal_(layer.weight, std=0.03 if how == "code" and number in (3, 4, 5) else 0.01)
             nn.init.constant_(layer.bias, 1.0 if number in (2, 4, 5, 6, 7) else 0.0)
 
-# %% ../nbs/03_model.ipynb #1965a51d
+# %% ../nbs/03_model.ipynb #054f1f31
 class AlexNet(nn.Module):
     "AlexNet (paper, section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes). `ValueError` for another size or option."
     def __init__(self,
@@ -98,9 +100,7 @@ class AlexNet(nn.Module):
         act = {"relu": nn.ReLU, "tanh": nn.Tanh}[_choose("activation", activation, ("relu", "tanh"))]
         scale = lambda n: max(2, round(n * width / 2) * 2)
         maps, hidden = [scale(n) for n in (96, 256, 384, 384, 256)], scale(4096)
-        for name in without: _choose("without", name, ("conv3", "conv4", "conv5"))
-        self.features = _features(maps, _choose("towers", towers, (1, 2)), act, _choose("lrn", lrn, ("after_relu", "after_pool", "none")),
-                                  alpha_is, 3 if overlapping_pooling else 2, without)
+        self.features = _features(maps, _choose("towers", towers, (1, 2)), act, lrn, alpha_is, 3 if overlapping_pooling else 2, without)
         self.classifier = _classifier(maps[-1] * 36, hidden, num_classes, act, dropout, _choose("dropout_place", dropout_place, ("before", "after")))
         init_weights(self, _choose("init", init, ("he", "paper", "code", "torch")))
 

@@ -13,7 +13,7 @@ __all__ = ['TYPES', 'PAUSE', 'SMALL', 'GOALS', 'FLOOR_GOALS', 'H100_GOALS', 'PAR
            'measure_row', 'format_row', 'markdown_table', 'measure_memory', 'stairs', 'measure_staircase', 'run_bench',
            'describe', 'pick_precisions', 'pick_bench_device', 'main']
 
-# %% ../nbs/06_speed.ipynb #4f1c32f6
+# %% ../nbs/06_speed.ipynb #4c73c977
 import argparse
 import datetime
 import gc
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from .checkpoint import save_checkpoint
+from .checkpoint import replacing, save_checkpoint
 from .config import PRECISIONS, InputError, RunError, describe_device, make_config, pick_device, pick_precision, reuse_memory, run_command
 from .data import IMAGENET_MEAN, IMAGENET_STD, Images, drawings, image_files
 from .inference import load_classifier, predict_files
@@ -553,7 +553,7 @@ class Bench:
         for side in (self.usual, self.ours, self.same):
             if side: side.close()
 
-# %% ../nbs/06_speed.ipynb #3b61ffa8
+# %% ../nbs/06_speed.ipynb #c712b8cf
 def too_late(bench: Bench, what: str) -> bool:
     "Is time up? Then note what is left out."
     if time.monotonic() < bench.until: return False
@@ -564,14 +564,14 @@ def too_late(bench: Bench, what: str) -> bool:
 def write_result(bench: Bench) -> None:
     "The JSON file, whole at any time."
     if bench.path is None: return
-    part = bench.path.with_name(bench.path.name + ".part")
-    part.write_text(json.dumps(bench.result), encoding="utf-8")
-    os.replace(part, bench.path)
+    with replacing(bench.path, "--results") as part: part.write_text(json.dumps(bench.result), encoding="utf-8")
 
-# %% ../nbs/06_speed.ipynb #b491c5f2
-def go_on(bench: Bench, old: dict # what the file holds
-         ) -> Rates:
-    "Keep the parts that are not measured anew, and their floor. Raises `InputError` if they come from elsewhere."
+# %% ../nbs/06_speed.ipynb #0bbbbd92
+def go_on(bench: Bench) -> Rates:
+    "Keep the parts of the file that are not measured anew, and their floor. Raises `InputError` if they come from elsewhere."
+    try: old = json.loads(bench.path.read_text(encoding="utf-8"))
+    except ValueError: old = None
+    if not isinstance(old, dict) or "floor" not in old: raise InputError(f"{bench.path}: is no result of alexnet_bench; measure everything, into another file")
     new = json.loads(json.dumps(bench.result)) | bench.ours.ask("about", bench.base)
     for what in ("device", "cpu", "threads", "precisions", "sizes"):
         if old.get(what) != new[what]: raise InputError(f"{bench.path}: its {what} differ ({old.get(what)} there, {new[what]} here); measure everything, into another file")
@@ -707,11 +707,11 @@ def measure_staircase(bench: Bench, rates: Rates) -> None:
         bench.show(f"{name:26} {mine['images_per_second']:9.1f} images/s {sums[0]['median'] / mine['median']:6.2f}x")
     write_result(bench)
 
-# %% ../nbs/06_speed.ipynb #5dbfbbb8
+# %% ../nbs/06_speed.ipynb #d1c77b43
 def run_bench(bench: Bench) -> dict:
     "Everything, in turn; the result, also where time was up before the end."
     try:
-        rates = go_on(bench, json.loads(bench.path.read_text())) if set(bench.parts) < set(PARTS) else measure_floor(bench)
+        rates = go_on(bench) if set(bench.parts) < set(PARTS) else measure_floor(bench)
         bench.show(describe(bench.result) + "\n\n" + HEADER)
         with tempfile.TemporaryDirectory() as folder:
             folder_of_drawings(Path(folder), bench.sizes.files)

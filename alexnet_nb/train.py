@@ -284,7 +284,7 @@ def train_step(run: Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     run.scaler.update()
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
-# %% ../nbs/04_train.ipynb #2b3aef40
+# %% ../nbs/04_train.ipynb #b0071fc6
 def _cut_back(path: Path, step: int, epochs: float) -> list[dict]:
     "Keep the whole lines of a JSONL log that tell of nothing after `step` or beyond so many epochs; what they say."
     kept = []
@@ -297,7 +297,13 @@ def _cut_back(path: Path, step: int, epochs: float) -> list[dict]:
     os.replace(part, path)
     return kept
 
-# %% ../nbs/04_train.ipynb #a2c2086b
+
+def _wait_for_a_new_second(folder: Path) -> None:
+    "Until no TensorBoard file below the folder is of this second; files of one second are read in an order that depends on a counter's digits."
+    seconds = {path.name.split(".")[3] for path in folder.glob("*/events.out.tfevents.*")}
+    while str(int(time.time())) in seconds: time.sleep(0.02)
+
+# %% ../nbs/04_train.ipynb #b14ecfdc
 class Log:
     "A run's JSONL files and TensorBoard events, cut back to where the run stands, so that no curve steps backward."
     def __init__(self, folder: Path, step: int,
@@ -310,6 +316,7 @@ class Log:
             self.files[kind] = open(folder / f"{kind}.jsonl", "a", buffering=1)
         from torch.utils.tensorboard import SummaryWriter  # takes a second, which only training needs
         validated = rows[-1]["step"] if rows else 0
+        _wait_for_a_new_second(folder)
         self.board = {part: SummaryWriter(folder / part, purge_step=last + 1 if step else None)
                       for part, last in (("train", step), ("val", validated))}
 

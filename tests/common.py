@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
+from alexnet_nb import train
 from alexnet_nb.data import CLASSES, drawings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,14 @@ def tiny(out: Path, **changes) -> list[str]:
     paths = {"paths.output_dir": str(out), "paths.checkpoint_dir": str(out / "models"), "paths.log_dir": str(out / "tblogs")}
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     return settings({key: value for key, value in (TINY | paths | changes).items() if value is not None})
+
+
+def run_without_panels(out: Path, **changes) -> Path:
+    "A tiny run from its beginning to its end, without TensorBoard's pictures; the folder it wrote to."
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(train, "write_panels", lambda *args: None)
+        assert train.main(tiny(out, **changes)) == 0
+    return out
 
 
 def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProcess:

@@ -5,7 +5,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import torch
-from common import differences, lines, load, settings, tiny
+from common import differences, lines, load, run_without_panels, settings, tiny
 from torch import nn
 
 from alexnet_nb import inference, train
@@ -249,11 +249,7 @@ SWITCHED = dict(model__without=["conv4"], data__recipe="paper", data__flip=False
 @pytest.fixture(scope="module")
 def switched(tmp_path_factory):
     "A tiny run with every switch thrown, two epochs without a break."
-    out = tmp_path_factory.mktemp("switched")
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(train, "write_panels", lambda *args: None)
-        assert train.main(tiny(out, **SWITCHED)) == 0
-    return out
+    return run_without_panels(tmp_path_factory.mktemp("switched"), **SWITCHED)
 
 
 def test_a_run_carries_the_switches(switched, pictures):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from common import STEPS, class_folders, differences, lines, load, snapshot, tiny
+from common import STEPS, class_folders, differences, lines, load, run_without_panels, snapshot, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_nb import inference, train
@@ -24,11 +24,7 @@ needs_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs PO
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     "Four epochs without a break."
-    out = tmp_path_factory.mktemp("straight")
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(train, "write_panels", lambda *args: None)
-        assert train.main(tiny(out, **LONG)) == 0
-    return out
+    return run_without_panels(tmp_path_factory.mktemp("straight"), **LONG)
 
 
 def go_on(out, **changes) -> int:
@@ -75,6 +71,14 @@ def test_two_plus_two_epochs_equal_four(tmp_path, straight, no_panels, capsys):
     check_equal(tmp_path, straight, but=["config.training.num_epochs"] * (load(tmp_path / "models" / "alexnet_best.pkl")["epoch"] <= 2))
     first = load(tmp_path / "models" / "alexnet_final.previous.pkl")
     assert (first["epoch"], first["total_steps"]) == (2, 2 * STEPS)
+
+
+def test_every_file_of_events_has_a_second_of_its_own(tmp_path):
+    "TensorBoard reads files in the order of their names: second, machine, process, and a counter whose 100 comes before its 99."
+    for step in range(3): train.Log(tmp_path, step).close()
+    for part in ("train", "val"):
+        seconds = [p.name.split(".")[3] for p in (tmp_path / part).iterdir()]
+        assert len(seconds) == len(set(seconds)) == 3
 
 
 # ---------------------------------------------------------------- stopped by a signal

@@ -188,6 +188,9 @@ def test_parts_are_measured_anew_and_the_others_kept(tmp_path):
     assert command(*bench, "--parts", "lrn", cwd=tmp_path).returncode == 0
     second = json.loads((tmp_path / "b.json").read_text())
     assert [r["row"] for r in second["rows"]] == ["lrn", "lrn", "lrn", "lrn", "step"] and second["rows"][-1] == first["rows"][-1] and second["floor"] == first["floor"]
+    (tmp_path / "broken.json").write_text("{")
+    run = command(*("broken.json" if word == "b.json" else word for word in part), cwd=tmp_path)
+    assert run.returncode == 2 and "is no result of alexnet_bench" in run.stderr and "Traceback" not in run.stderr
     (tmp_path / "b.json").write_text(json.dumps(second | dict(cpu="abacus")))
     run = command(*part, cwd=tmp_path)
     assert run.returncode == 2 and "its cpu differ" in run.stderr and "Traceback" not in run.stderr
