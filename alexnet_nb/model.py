@@ -78,7 +78,14 @@ def init_weights(model: nn.Module, # an `AlexNet`
             nn.init.normal_(layer.weight, std=0.03 if how == "code" and number in (3, 4, 5) else 0.01)
             nn.init.constant_(layer.bias, 1.0 if number in (2, 4, 5, 6, 7) else 0.0)
 
-# %% ../nbs/03_model.ipynb #054f1f31
+# %% ../nbs/03_model.ipynb #bcdafc0b
+def _entrance(x: Tensor, image_dim: int) -> Tensor:
+    "What conv1 reads of images (N, 3, image_dim, image_dim): those of 224 pixels get 3 zeros right and below, as in the authors' program."
+    if x.shape[1:] != (3, image_dim, image_dim):
+        raise ValueError(f"expected (N, 3, {image_dim}, {image_dim}), got {tuple(x.shape)}")
+    return F.pad(x, (0, 3, 0, 3)) if image_dim == 224 else x
+
+# %% ../nbs/03_model.ipynb #59998ae1
 class AlexNet(nn.Module):
     "AlexNet (paper, section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes). `ValueError` for another size or option."
     def __init__(self,
@@ -105,10 +112,7 @@ class AlexNet(nn.Module):
         init_weights(self, _choose("init", init, ("he", "paper", "code", "torch")))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != (3, self.image_dim, self.image_dim):
-            raise ValueError(f"expected (N, 3, {self.image_dim}, {self.image_dim}), got {tuple(x.shape)}")
-        if self.image_dim == 224: x = F.pad(x, (0, 3, 0, 3))
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(self.features(_entrance(x, self.image_dim)).flatten(1))
 
 # %% ../nbs/03_model.ipynb #00c346c1
 @dataclass(frozen=True)
@@ -130,15 +134,14 @@ def _count(layer: nn.Module, y: Tensor) -> tuple[int, int]:
     if isinstance(layer, nn.Linear): return params, layer.weight.numel()
     return params, 0
 
-# %% ../nbs/03_model.ipynb #1845e69e
+# %% ../nbs/03_model.ipynb #41d26600
 @torch.no_grad()
 def layer_table(model: AlexNet # sent one black image of the size it expects
                ) -> list[LayerRow]:
     "Every layer's output shape, parameters, multiply-accumulates and receptive field."
     weight, was_training = next(model.parameters()), model.training
     model.eval()
-    x = torch.zeros(1, 3, model.image_dim, model.image_dim, device=weight.device)
-    x = F.pad(x, (0, 3, 0, 3)) if model.image_dim == 224 else x
+    x = _entrance(torch.zeros(1, 3, model.image_dim, model.image_dim, device=weight.device), model.image_dim)
     rows, field, jump = [], 1, 1
     for part, layers in (("features", model.features), ("classifier", model.classifier)):
         for i, layer in enumerate(layers):

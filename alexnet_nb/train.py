@@ -303,7 +303,14 @@ def _wait_for_a_new_second(folder: Path) -> None:
     seconds = {path.name.split(".")[3] for path in folder.glob("*/events.out.tfevents.*")}
     while str(int(time.time())) in seconds: time.sleep(0.02)
 
-# %% ../nbs/04_train.ipynb #b14ecfdc
+# %% ../nbs/04_train.ipynb #431645d3
+def _boards(folder: Path, step: int, validated: int) -> dict:
+    "TensorBoard writers for `train` and `val`; if a run goes on, older events of later steps count no more."
+    from torch.utils.tensorboard import SummaryWriter  # takes a second, which only training needs
+    _wait_for_a_new_second(folder)
+    return {part: SummaryWriter(folder / part, purge_step=last + 1 if step else None) for part, last in (("train", step), ("val", validated))}
+
+# %% ../nbs/04_train.ipynb #15e98497
 class Log:
     "A run's JSONL files and TensorBoard events, cut back to where the run stands, so that no curve steps backward."
     def __init__(self, folder: Path, step: int,
@@ -314,11 +321,7 @@ class Log:
         for kind, most in (("steps", math.inf), ("epochs", epochs)):
             rows = _cut_back(folder / f"{kind}.jsonl", step, most)
             self.files[kind] = open(folder / f"{kind}.jsonl", "a", buffering=1)
-        from torch.utils.tensorboard import SummaryWriter  # takes a second, which only training needs
-        validated = rows[-1]["step"] if rows else 0
-        _wait_for_a_new_second(folder)
-        self.board = {part: SummaryWriter(folder / part, purge_step=last + 1 if step else None)
-                      for part, last in (("train", step), ("val", validated))}
+        self.board = _boards(folder, step, validated=rows[-1]["step"] if rows else 0)
 
     def write(self, kind: str, **values) -> None:
         "One line of JSON."

@@ -44,7 +44,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     return float((u - v).norm() / u.norm())
 
 
-HALVES = [(slice(0, 4), slice(4, 8)), (slice(0, 8, 2), slice(1, 8, 2)), (slice(0, 3), slice(3, 8))]  # three ways to split a batch of eight in two
+WAYS = [(list(range(k)), list(range(k, 8))) for k in range(1, 8)] + [(w[:4], w[4:]) for w in ([0, 2, 4, 6, 1, 3, 5, 7], [7, 2, 5, 0, 3, 6, 1, 4], [0, 3, 5, 6, 1, 2, 4, 7], [2, 3, 6, 7, 0, 1, 4, 5])]  # to split a batch of eight in two
 
 
 def split_step(model, optimizer, x, y, parts) -> None:
@@ -78,20 +78,20 @@ def test_first_step_in_float32():
         assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm(), name
 
 
-def test_twenty_steps_in_float32_drift_about_as_far_as_a_split_batch():
-    # Rounding grows by leaps, when a maximum changes its place, and a leap is chance: so the middle of five starts is compared with the middle of the
-    # furthest splits. Ours rounds otherwise in every layer, a split only in the sum of gradients; so ours leaps somewhat sooner, and twice as far is allowed.
+def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
+    # Rounding grows by leaps: a maximum changes its place in one step of one run, and from there on they part. Whether that happens is chance, so the middle
+    # of five starts is compared, and the usual network with itself in eleven ways of splitting, of which the furthest counts.
     ours, splits = [], []
     for seed in range(5):
         run = fast(rate=0.03, seed=seed)
-        data, usual, others = batches(run), usual_pair(run), [usual_pair(run) for _ in HALVES]
+        data, usual, others = batches(run), usual_pair(run), [usual_pair(run) for _ in WAYS]
         for x, y in data:
             train_step(run, x, y)
             speed.usual_step(*usual, x, y)
-            for parts, other in zip(HALVES, others): split_step(*other, x, y, parts)
+            for parts, other in zip(WAYS, others): split_step(*other, x, y, parts)
         ours.append(distance(run.model, usual[0]))
         splits.append(max(distance(other[0], usual[0]) for other in others))
-    assert 0 < statistics.median(ours) <= 2 * statistics.median(splits)
+    assert 0 < statistics.median(ours) <= statistics.median(splits), (ours, splits)
 
 
 def test_a_step_needs_no_more_memory_than_usual():

@@ -1,7 +1,7 @@
 """Build the site without Quarto, into _docs, and check it: python tools/site.py
 
 nbdev prepares the notebooks, smalldocs renders the same _quarto.yml in pure Python.
-Exit 1 names each page without title or summary, each broken link or image, each stored error.
+Exit 1 names each page without title or summary, each broken link or image, each page that is too large, each stored error.
 """
 import json
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 1_500_000  # bytes of a page, its pictures included
 
 
 class Page(HTMLParser):
@@ -34,6 +35,7 @@ def problems(site: Path) -> list[str]:
     pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
     found = []
     for path, page in pages.items():
+        if (size := path.stat().st_size) > LIMIT: found.append(f"{path.name}: {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f}")
         found += [f"{path.name}: a picture without alt text: {src}" for src in page.bare]
         for link in page.links:
             url = urlsplit(link)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from alexnet_nb.checkpoint import read_checkpoint
 from alexnet_nb.config import describe_device, reuse_memory
 from alexnet_nb.data import read_cifar10
 from alexnet_nb.inference import load_classifier, prepare_views, probabilities
@@ -32,7 +33,7 @@ def main(checkpoint: str, data_dir: str, n: str = "1000") -> None:
         for views in right:
             mean = probabilities(classifier, prepare_views(test[i], classifier.recipe, views)).mean(0)
             right[views] += int(mean.argmax()) == test.labels[i]
-    result = dict(accuracy_one_view=float(right[1] / len(chosen)), accuracy_ten_views=float(right[10] / len(chosen)), images=len(chosen),
+    result = dict(accuracy_one_view=float(right[1] / len(chosen)), accuracy_ten_views=float(right[10] / len(chosen)), images=len(chosen), epochs=read_checkpoint(checkpoint).get("epoch"),
                   seconds=round(time.monotonic() - began, 1), device=describe_device(classifier.device), versions=versions(),
                   date=datetime.date.today().isoformat())
     (ROOT / "nbs/results/ten_views.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,208 @@
+"What every lesson offers for practice is there, is whole, and can fail: questions, exercises, solutions, numbered equations, widgets."
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+LESSONS = sorted(NBS.glob("[0-9]*.ipynb"))
+WITH_WIDGETS = [NBS / f"{name}.ipynb" for name in ("01_data", "02_lrn", "03_model", "04_train", "05_inference")]
+KINDS = {"Compute", "Predict", "Repair", "Change"}
+SECTIONS = ("Where this differs from the paper, and why", "If you see this, look there", "Check yourself", "Exercises", "Summary")
+QUESTION = re.compile(r"<details>\n<summary><b>(\d+)\.</b> ([^\n]+)</summary>\n\n(.+?)\n\n</details>", re.S)
+EQUATION = re.compile(r'(?:<a id="([\w-]+)"></a>\n\n)?\$\$(?:(?!\$\$).)*?\\tag\{([\w.]+)\}\s*\$\$', re.S)
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+
+def cells(path, kind=None) -> list[dict]:
+    "A notebook's cells, their sources as text."
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for cell in found: cell["source"] = "".join(cell["source"])
+    return [cell for cell in found if kind in (None, cell["cell_type"])]
+
+
+def prose(path) -> str:
+    "All Markdown of a notebook, without fenced code."
+    text = "\n\n".join(cell["source"] for cell in cells(path, "markdown"))
+    return re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+
+
+def directives(cell) -> list[str]:
+    "The lines of a code cell that begin with #|, without that sign."
+    return [line[2:].strip() for line in cell["source"].splitlines() if line.startswith("#|")]
+
+
+def section(path, title) -> str:
+    "The Markdown from a heading of the second level to the next."
+    parts = re.split(r"^## +", prose(path), flags=re.M)
+    return next((part.split("\n", 1)[1] for part in parts if part.startswith(title) and "\n" in part), "")
+
+
+def solutions(path) -> dict[int, dict]:
+    "Solution cells by number."
+    found = {}
+    for cell in cells(path, "code"):
+        if match := re.search(r'^#\| code-summary: "Solution (\d+)"', cell["source"], re.M):
+            assert int(match[1]) not in found, f"two solutions {match[1]}"
+            found[int(match[1])] = cell
+    return found
+
+
+def checks(source: str) -> bool:
+    "Whether Python source holds an assertion: a statement `assert`, or a call of something named assert_..."
+    tree = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M))
+    names = (getattr(node.func, "attr", getattr(node.func, "id", "")) for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return any(isinstance(node, ast.Assert) for node in ast.walk(tree)) or any(name.startswith("assert_") for name in names)
+
+
+def headings(path) -> set[str]:
+    "The anchors of a page's headings."
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#{2,6} +(.+)$", prose(path), re.M)}
+
+
+@each_lesson
+def test_sections_stand_in_order(path):
+    titles = re.findall(r"^## +(.+)$", prose(path), re.M)
+    missing = [title for title in SECTIONS if not any(t.startswith(title) for t in titles)]
+    assert not missing
+    place = {title: next(i for i, t in enumerate(titles) if t.startswith(title)) for title in SECTIONS}
+    assert place["If you see this, look there"] < place["Check yourself"] < place["Exercises"]
+
+
+@each_lesson
+def test_symptoms_have_causes(path):
+    lines = [line for line in section(path, "If you see this").splitlines() if line.startswith("|")]
+    assert lines[0].replace(" ", "") == "|yousee|lookat|"
+    assert 3 <= len(lines) - 2 <= 7
+    assert all(len(re.split(r"(?<!\\)\|", line.strip("|"))) == 2 for line in lines), "a row has not two columns"
+
+
+@each_lesson
+def test_questions_are_folded(path):
+    text = section(path, "Check yourself")
+    found = QUESTION.findall(text)
+    assert 5 <= len(found) <= 8 and len(found) == text.count("<details>") == text.count("</details>")
+    assert [int(number) for number, *_ in found] == list(range(1, len(found) + 1))
+    for _, question, answer in found:
+        assert question.endswith("?"), question
+        assert not re.search(r"[$`\[\]<>*]", question), f"{question}: plain text only"
+        assert len(answer.split()) >= 3, question
+    holding = [cell for cell in cells(path, "markdown") if "<summary><b>" in cell["source"]]
+    assert len(holding) == 1, "all questions stand in one cell"
+
+
+@each_lesson
+def test_exercises_of_four_kinds_have_solutions_that_assert(path):
+    labels = [(int(n), kind) for n, kind in re.findall(r"^\*\*(\d+)\. (\w+)\.\*\*", section(path, "Exercises"), re.M)]
+    solved = solutions(path)
+    assert [n for n, _ in labels] == list(range(1, len(labels) + 1)) == list(solved), f"{labels}, solutions {list(solved)}"
+    assert {kind for _, kind in labels} == KINDS, labels
+    for number, cell in solved.items():
+        assert cell["source"].startswith(f'#| code-fold: true\n#| code-summary: "Solution {number}"\n'), f"solution {number} begins otherwise"
+        assert checks(cell["source"]), f"solution {number} asserts nothing"
+
+
+def equations(path) -> dict[str, str]:
+    "Tag by anchor."
+    return {anchor: tag for anchor, tag in EQUATION.findall(prose(path))}
+
+
+@each_lesson
+def test_equations_are_numbered_and_referred_to(path):
+    chapter, text = re.match(r"0?(\w+?)_", path.stem)[1], prose(path)
+    found = EQUATION.findall(text)
+    assert all(anchor for anchor, _ in found), f"an equation without an anchor before it: {[tag for anchor, tag in found if not anchor]}"
+    assert [tag for _, tag in found] == [f"{chapter}.{i + 1}" for i in range(len(found))]
+    assert len({anchor for anchor, _ in found}) == len(found) == text.count(r"\tag{")
+    for anchor, tag in found: assert f"[({tag})](#{anchor})" in text, f"({tag}) is never referred to on its own page"
+
+
+@each_lesson
+def test_references_to_equations_are_right(path):
+    for tag, file, anchor in re.findall(r"\[\(([\w.]+)\)\]\(([\w.]*)#([\w-]+)\)", prose(path)):
+        assert equations(NBS / file if file else path).get(anchor) == tag, f"({tag}) at {file}#{anchor}"
+
+
+@each_lesson
+def test_glossary_links_exist(path):
+    terms, links = headings(NBS / "glossary.ipynb"), re.findall(r"\(glossary\.ipynb#([\w-]+)\)", prose(path))
+    assert not set(links) - terms, f"not in the glossary: {sorted(set(links) - terms)}"
+    assert len(set(links)) >= 5, f"{len(set(links))} links to the glossary"
+
+
+def test_the_glossary_is_in_order_and_leads_on():
+    text = prose(NBS / "glossary.ipynb")
+    entries = re.split(r"^### +", text, flags=re.M)[1:]
+    names = [entry.split("\n", 1)[0].lower().replace("-", " ") for entry in entries]
+    assert names == sorted(names) and len(names) > 60
+    for entry in entries: assert re.search(r"\]\(\w+\.ipynb\)", entry), f"{entry[:20]}: no link to a notebook"
+    for anchor in re.findall(r"\]\(#([\w-]+)\)", text): assert anchor in headings(NBS / "glossary.ipynb"), anchor
+
+
+@pytest.mark.parametrize("path", WITH_WIDGETS, ids=lambda path: path.stem)
+def test_a_widget_has_a_picture_a_line_and_a_check(path):
+    found = cells(path)
+    code = [i for i, cell in enumerate(found) if cell["cell_type"] == "code"]
+    live = [i for i in code if directives(found[i])[:1] == ["output: false"]]
+    assert live, "no live cell, whose first line is #| output: false"
+    for i in live:
+        pictures = [k for k in code if k < i and re.search(r"^draw_\w+\(\)$", found[k]["source"], re.M) and any(d.startswith("fig-alt:") for d in directives(found[k]))]
+        assert pictures, "no picture before the live cell: a cell with fig-alt that calls draw_NAME() as it stands"
+        picture, after = pictures[-1], [k for k in code if k > i][:4]
+        between = "\n".join(found[k]["source"] for k in range(picture + 1, i) if found[k]["cell_type"] == "markdown")
+        assert re.search(r"^\*Live in Jupyter or Colab.*\*$", between, re.M), "no line that says where it is live"
+        assert any(checks(found[k]["source"]) for k in after), "nothing after the live cell asserts what it shows"
+        name = re.search(r"^(draw_\w+)\(\)$", found[picture]["source"], re.M)[1]
+        shown = [next(k for k in code if f"def {name}(" in found[k]["source"]), *(k for k in code if picture <= k <= i)]
+        text = "\n".join(found[k]["source"] for k in shown)
+        assert "widgets." in text and (found[i]["source"].rstrip().endswith(";") or isinstance(ast.parse(found[i]["source"]).body[-1], ast.Assign)), "it would print what it returns"
+        if "Slider(" in text: assert "continuous_update=False" in text
+        count = sum(1 for line in text.splitlines() if line.strip() and not line.startswith("#|"))
+        assert count < 50, f"{name}: {count} lines"
+
+
+@pytest.mark.parametrize("path", sorted(NBS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_stored_outputs_are_fit_for_a_page(path):
+    assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    for cell in cells(path, "code"):
+        kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
+        first = cell["source"][:80]
+        assert WIDGET not in kinds, f"a stored widget: {first}"
+        if kinds & {"image/png", "image/svg+xml", "image/jpeg"} and "hide" not in directives(cell):
+            assert any(re.match(r'fig-alt: ".{15,}"$', d) for d in directives(cell)), f"a figure without a description: {first}"
+        lines = [line for line in cell["source"].splitlines() if line.strip() and not line.startswith("#|")]
+        assert len(lines) <= 30, f"{len(lines)} lines: {first}"
+    for alt, target in re.findall(r"!\[(.*?)\]\((.*?)\)", prose(path)): assert alt.strip(), target
+
+
+def spoilt(source: str) -> str:
+    "A solution with its first number outside assertions one too large."
+    tree = ast.parse(source)
+    for node in tree.body:
+        if isinstance(node, ast.Assert): continue
+        for part in ast.walk(node):
+            if isinstance(part, ast.Constant) and type(part.value) in (int, float):
+                part.value += 1
+                return ast.unparse(tree)
+    raise ValueError("no number to spoil")
+
+
+def test_a_wrong_solution_fails_the_test_command(tmp_path):
+    "The command that CI runs on every notebook fails on one with a wrong solution, and on nothing before it."
+    path = NBS / "03b_checkpoint.ipynb"  # the quickest
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cell = next(cell for cell in notebook["cells"] if 'code-summary: "Solution 1"' in "".join(cell["source"]))
+    cell["source"] = spoilt("".join(cell["source"]))
+    (tmp_path / "spoilt.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    command = [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(tmp_path / "spoilt.ipynb"), "--n_workers", "1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    said = run.stdout + run.stderr
+    assert run.returncode != 0 and "AssertionError" in said and re.search(r"^ *(assert .*)$", cell["source"], re.M)[1] in said, said[-2000:]
