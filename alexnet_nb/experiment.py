@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RELU_VS_TANH', 'LRN_13_TO_11', 'ABLATIONS', 'EXPERIMENTS', 'ORDER', 'rate_rule', 'Experiment', 'rate_arms',
            'settings', 'rates_by_epoch', 'full_length', 'new_trial', 'find_trial', 'reason_to_stop', 'is_done', 'speed',
-           'choose', 'plan', 'next_trial', 'find_data', 'Pictures', 'load_pictures', 'Lab', 'write_json', 'note',
-           'convnet_epoch', 'convnet_test', 'convnet_trial', 'alexnet_config', 'alexnet_epochs', 'ten_view_error',
-           'alexnet_test', 'alexnet_trial', 'describe', 'forget', 'run_trial', 'identity', 'same_identity',
-           'open_results', 'list_trials', 'run_experiment', 'default_file', 'main']
+           'choose', 'plan', 'next_trial', 'data_name', 'find_data', 'Pictures', 'load_pictures', 'Lab', 'write_json',
+           'note', 'convnet_epoch', 'convnet_test', 'convnet_trial', 'alexnet_config', 'alexnet_epochs',
+           'ten_view_error', 'alexnet_test', 'alexnet_trial', 'describe', 'forget', 'run_trial', 'identity',
+           'same_identity', 'open_results', 'list_trials', 'run_experiment', 'default_file', 'main']
 
 # %% ../nbs/07b_experiment.ipynb #cdc81b47
 import argparse
@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-# %% ../nbs/07b_experiment.ipynb #c55412db
+# %% ../nbs/07b_experiment.ipynb #18f00003
 from .checkpoint import read_checkpoint, replacing, save_checkpoint
 from .config import Config, InputError, describe_device, make_config, pick_device, run_command
 from .cuda_convnet import NETS, build_net, chances, mean_image, net_optimizer, net_table, set_rate, train_epoch, view_probabilities
-from .data import DeviceLoader, EpochBatches, drawings, read_cifar10, stack_pixels
+from .data import DeviceLoader, EpochBatches, Images, drawings, read_cifar10, stack_pixels
 from .inference import cut_views, views_recipe
 from .model import layer_table
 from .train import (Diverged, Run, StopFlag, Stopped, check_writable, evaluate, finish_epoch, open_run, plain_errors, precision, read_log,
@@ -202,8 +202,14 @@ def next_trial(experiment: Experiment, trials: list[dict], seeds: list[int] | No
     "The first of the plan that is not done; None when all are."
     return next((task for task in plan(experiment, trials, seeds) if not is_done(find_trial(trials, *task[:2]), task[2])), None)
 
-# %% ../nbs/07b_experiment.ipynb #652f9ccf
+# %% ../nbs/07b_experiment.ipynb #f97f1ab3
 ORDER = 2012  # seeds the one order in which all pictures are kept
+
+
+def data_name(images: Images) -> str:
+    "What results call CIFAR-10 as it was read."
+    first = images.items[0]
+    return "JPEG copy of CIFAR-10" if isinstance(first, Path) and first.suffix.lower() in (".jpg", ".jpeg") else "CIFAR-10"
 
 
 def find_data(root: Path | None,      # holds CIFAR-10; None takes drawings
@@ -214,20 +220,21 @@ def find_data(root: Path | None,      # holds CIFAR-10; None takes drawings
     sets = {which: read_cifar10(root, which == "training") for which, n in zip(("training", "test"), images) if n}
     for (which, found), n in zip(sets.items(), images):
         if len(found) < n: raise InputError(f"{root}: has {len(found)} {which} images, the experiment takes {n}; give all of CIFAR-10")
-    first = sets["training"].items[0]
-    return "JPEG copy of CIFAR-10" if isinstance(first, Path) and first.suffix.lower() in (".jpg", ".jpeg") else "CIFAR-10"
+    return data_name(sets["training"])
 
-# %% ../nbs/07b_experiment.ipynb #9f400d95
+# %% ../nbs/07b_experiment.ipynb #da85d5d6
 @dataclass(frozen=True)
 class Pictures:
-    "Pictures in an order that no trial changes, on the device."
-    pixels: Tensor  # uint8 (N, 3, 32, 32)
+    "Labelled pictures of one size."
+    pixels: Tensor  # uint8 (N, 3, H, W)
     labels: Tensor  # int64 (N,)
+
+    def __len__(self) -> int: return len(self.labels)
 
 
 def load_pictures(root: Path | None, # holds CIFAR-10; None takes drawings
                   train: bool, n: int, device: torch.device) -> Pictures:
-    "The first n of the training or test images in the one order. Raises `InputError` if they are not of CIFAR-10's size."
+    "The first n of the training or test images in the one order, on the device. Raises `InputError` if they are not of CIFAR-10's size."
     images = drawings(n, 0 if train else 1) if root is None else read_cifar10(root, train)
     images = images.take(np.random.default_rng(ORDER).permutation(len(images))[:n])
     pixels = stack_pixels(images, 2**30)

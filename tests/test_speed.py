@@ -44,7 +44,10 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     return float((u - v).norm() / u.norm())
 
 
-WAYS = [(list(range(k)), list(range(k, 8))) for k in range(1, 8)] + [(w[:4], w[4:]) for w in ([0, 2, 4, 6, 1, 3, 5, 7], [7, 2, 5, 0, 3, 6, 1, 4], [0, 3, 5, 6, 1, 2, 4, 7], [2, 3, 6, 7, 0, 1, 4, 5])]  # to split a batch of eight in two
+# Ways to split a batch of eight in two: first in halves, every other one, and three to five.
+MIXED = ([0, 2, 4, 6, 1, 3, 5, 7], [7, 2, 5, 0, 3, 6, 1, 4], [0, 3, 5, 6, 1, 2, 4, 7], [2, 3, 6, 7, 0, 1, 4, 5])
+CUT, MIXED = [(list(range(k)), list(range(k, 8))) for k in range(1, 8)], [(w[:4], w[4:]) for w in MIXED]
+WAYS = [CUT[3], MIXED[0], CUT[2], *CUT[:2], *CUT[4:], *MIXED[1:]]
 
 
 def split_step(model, optimizer, x, y, parts) -> None:
@@ -80,8 +83,9 @@ def test_first_step_in_float32():
 
 def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
     # Rounding grows by leaps: a maximum changes its place in one step of one run, and from there on they part. Whether that happens is chance, so the middle
-    # of five starts is compared, and the usual network with itself in eleven ways of splitting, of which the furthest counts.
-    ours, splits = [], []
+    # of five starts is compared, and the usual network with itself in eleven ways of splitting, of which the furthest counts. Ours rounds otherwise in every
+    # layer, a split only in the sum of gradients, so ours leaps sooner than any one of them: of the furthest of three, twice as far is allowed.
+    ours, three, eleven = [], [], []
     for seed in range(5):
         run = fast(rate=0.03, seed=seed)
         data, usual, others = batches(run), usual_pair(run), [usual_pair(run) for _ in WAYS]
@@ -90,8 +94,11 @@ def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
             speed.usual_step(*usual, x, y)
             for parts, other in zip(WAYS, others): split_step(*other, x, y, parts)
         ours.append(distance(run.model, usual[0]))
-        splits.append(max(distance(other[0], usual[0]) for other in others))
-    assert 0 < statistics.median(ours) <= statistics.median(splits), (ours, splits)
+        splits = [distance(other[0], usual[0]) for other in others]
+        three.append(max(splits[:3]))
+        eleven.append(max(splits))
+    assert 0 < statistics.median(ours) <= statistics.median(eleven), (ours, eleven)
+    assert statistics.median(ours) <= 2 * statistics.median(three), (ours, three)
 
 
 def test_a_step_needs_no_more_memory_than_usual():

@@ -16,6 +16,7 @@ import torch
 from alexnet_nb.checkpoint import read_checkpoint
 from alexnet_nb.config import describe_device, pick_device, reuse_memory
 from alexnet_nb.data import Images, read_cifar10, split, stack_pixels
+from alexnet_nb.experiment import data_name
 from alexnet_nb.inference import load_classifier
 from alexnet_nb.inspection import Pictures, first_kernels, kernels_report, look_inside, pixel_batches
 from alexnet_nb.train import versions
@@ -47,12 +48,6 @@ def facts(checkpoint: dict) -> dict:
     return dict(towers=model["towers"], epochs_done=checkpoint["epoch"], of_epochs=training["num_epochs"], steps=checkpoint["total_steps"], seed=checkpoint["seed"],
                 **{key: training[key] for key in ("learning_rate", "momentum", "weight_decay", "batch_size")},
                 rate_sum=round(rate_sum(checkpoint), 6), init=model["init"], recipe=checkpoint["config"]["data"]["recipe"], best_validation_accuracy=progress.get("best_accuracy"))
-
-
-def data_name(images: Images) -> str:
-    "What to call the data."
-    as_files = not isinstance(images.items, np.ndarray)
-    return "JPEG copy of CIFAR-10" if as_files and images.items[0].suffix.lower() in (".jpg", ".jpeg") else "CIFAR-10"
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
