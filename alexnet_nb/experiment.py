@@ -10,7 +10,7 @@ __all__ = ['RELU_VS_TANH', 'LRN_13_TO_11', 'ABLATIONS', 'EXPERIMENTS', 'ORDER', 
            'ten_view_error', 'alexnet_test', 'alexnet_trial', 'describe', 'forget', 'run_trial', 'identity',
            'same_identity', 'open_results', 'list_trials', 'run_experiment', 'default_file', 'main']
 
-# %% ../nbs/07b_experiment.ipynb #cdc81b47
+# %% ../nbs/07b_experiment.ipynb #557bef7d
 import argparse
 import datetime
 import functools
@@ -22,17 +22,18 @@ import sys
 import time
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Annotated, Callable, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-# %% ../nbs/07b_experiment.ipynb #18f00003
-from .checkpoint import read_checkpoint, replacing, save_checkpoint
-from .config import Config, InputError, describe_device, make_config, pick_device, run_command
+# %% ../nbs/07b_experiment.ipynb #fbe8d39b
+from .checkpoint import group_state, read_checkpoint, replacing, save_checkpoint
+from .config import Config, InputError, brief, describe_device, make_config, pick_device, run_command
 from .cuda_convnet import NETS, build_net, chances, mean_image, net_optimizer, net_table, set_rate, train_epoch, view_probabilities
 from .data import DeviceLoader, EpochBatches, Images, drawings, read_cifar10, stack_pixels
 from .inference import cut_views, views_recipe
@@ -305,7 +306,36 @@ def convnet_test(lab: Lab, s: dict, net) -> dict | None:
     def error(views): return (view_probabilities(net, lab.test.pixels, lab.mean, s["side"], views).argmax(1) != lab.test.labels).float().mean().item()
     return dict(ten_views=error(10), one_view=error(1))
 
-# %% ../nbs/07b_experiment.ipynb #8d6c9368
+# %% ../nbs/07b_experiment.ipynb #469b9443
+class _Epoch(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    loss: float
+    error: float
+    seconds: float
+
+
+class _Trial(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    arm: str
+    seed: int
+    epochs: list[_Epoch]
+    stopped: Annotated[str, Field(pattern=r"^[ -~]{1,60}$")] | None  # plain letters: it is printed
+    finished: bool
+    test: dict[Literal["ten_views", "one_view"], float | None] | None
+
+    @model_validator(mode="after")
+    def _stopped_if_finished(self):
+        if self.finished and self.stopped is None: raise ValueError("it is finished, but does not say why")
+        return self
+
+
+class _Results(BaseModel):
+    "What is read again of a results file when an experiment goes on."
+    model_config = ConfigDict(extra="ignore", strict=True)
+    device: str = ""
+    trials: list[_Trial] = []
+
+# %% ../nbs/07b_experiment.ipynb #ffa66560
 def convnet_trial(lab: Lab, trial: dict, limit: int, after_epoch: Callable[[], None]) -> None:
     "Train a small network from the beginning, or from the state that its folder holds, until there is a reason to stop."
     s, path = settings(lab.experiment, trial["arm"]), lab.place(trial) / "state.pkl"
@@ -315,9 +345,12 @@ def convnet_trial(lab: Lab, trial: dict, limit: int, after_epoch: Callable[[], N
     trial |= dict(epochs=[], parameters=sum(p.numel() for p in net.parameters()), macs=sum(row.macs for row in net_table(net, s["side"])))
     if path.exists():
         state = read_checkpoint(path)
-        net.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        trial["epochs"] = state["epochs"]
+        try:
+            net.load_state_dict(state["model"])
+            optimizer.load_state_dict(group_state(state["optimizer"], optimizer, net))
+            trial["epochs"] = [_Epoch.model_validate(epoch).model_dump() for epoch in state["epochs"]]
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise InputError(f"{path}: is not the state of this trial; take it away, and the trial begins anew") from None
     while not reason_to_stop(trial, s.get("until"), limit):
         trial["epochs"].append(convnet_epoch(lab, s, net, optimizer, trial["seed"], len(trial["epochs"])))
         save_checkpoint(path, dict(model=net.state_dict(), optimizer=optimizer.state_dict(), epochs=trial["epochs"]))
@@ -337,10 +370,10 @@ def alexnet_config(lab: Lab, trial: dict) -> Config:
         if dot: given.setdefault(section, {})[key] = value
     return make_config(given, trial["arm"])
 
-# %% ../nbs/07b_experiment.ipynb #886ee241
+# %% ../nbs/07b_experiment.ipynb #05693fd0
 def alexnet_epochs(run: Run) -> list[dict]:
     "What a run of `train` has logged of its epochs, in this module's words."
-    rows = read_log(run.folder, "epochs")
+    rows = [row for row in read_log(run.folder, "epochs") if {"seconds", "loss", "accuracy", "val_accuracy"} <= row.keys()]
     ends = [0.0] + [row["seconds"] for row in rows]
     return [dict(loss=row["loss"], error=1 - row["accuracy"], seconds=round(end - begin, 2), val_error=1 - row["val_accuracy"])
             for row, begin, end in zip(rows, ends, ends[1:])]
@@ -427,14 +460,19 @@ def identity(name: str, scale: str, data: str | None = None) -> dict:
     values = dict(experiment=name, scale=scale, images=dict(training=e.images[0], test=e.images[1]), race=e.race, base=e.base, arms=e.arms)
     return json.loads(json.dumps(values | ({"data": data} if data else {})))
 
-# %% ../nbs/07b_experiment.ipynb #d2df6a3c
+# %% ../nbs/07b_experiment.ipynb #742cab97
 def same_identity(path: Path, mine: dict) -> dict | None:
     "What a JSON file holds, None if it is not there. Raises `InputError` if it was made by other settings."
     if not path.exists(): return None
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise InputError(f"{path}: cannot be read as JSON ({e.__class__.__name__}); move it away") from None
+    if not path.is_file(): raise InputError(f"{path}: is not a file; move it away, or name other places with --results and --output")
+    try: json.dumps(found := json.loads(path.read_text(encoding="utf-8")), allow_nan=False)  # could it be written again?
+    except (OSError, ValueError, RecursionError) as e: raise InputError(f"{path}: cannot be read as JSON ({e.__class__.__name__}); move it away") from None
     other = [key for key, value in mine.items() if not isinstance(found, dict) or found.get(key) != value]
     if other: raise InputError(f"{path}: was made by other settings ({other[0]} differs); move it away, or name other places with --results and --output")
+    try: _Results.model_validate(found)
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise InputError(f"{path}: its {'.'.join(map(str, error['loc']))} is {brief(error['input'])}, which no experiment writes ({error['msg']}); move it away") from None
     return found
 
 # %% ../nbs/07b_experiment.ipynb #855c0a9b

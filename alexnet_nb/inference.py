@@ -7,10 +7,12 @@ __all__ = ['OTHER_PICTURES', 'Classifier', 'load_classifier', 'probabilities', '
            'prepare_views', 'predict', 'Prediction', 'folder_images', 'passed_over', 'predict_files',
            'format_prediction', 'write_json', 'write_csv', 'main', 'class_accuracy', 'confident_mistakes']
 
-# %% ../nbs/05_inference.ipynb #8c017ad6
+# %% ../nbs/05_inference.ipynb #1518e5d2
 import argparse
 import csv
+import io
 import json
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -24,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint import build_model, read_checkpoint, stored_classes, stored_recipe
-from .config import (InputError, RunError, load_config, merge, parse_overrides, pick_device, pick_precision, read_config_file, reuse_memory,
+from .config import (InputError, RunError, load_config, merge, one_line, parse_overrides, pick_device, pick_precision, read_config_file, reuse_memory,
                                run_command)
 from .data import Recipe, image_files, open_rgb, prepare, prepare_batch, read_ahead
 from .model import AlexNet
@@ -118,13 +120,14 @@ class Prediction:
         "Classes and probabilities, most probable first; equals stay in the classes' order."
         return sorted(zip(classes, self.probabilities), key=lambda pair: -pair[1])
 
-# %% ../nbs/05_inference.ipynb #4d985f75
+# %% ../nbs/05_inference.ipynb #f11e387b
 def folder_images(folder: str | Path) -> list[Path]:
     "The image files of a folder, sorted. Raises `InputError` if it is missing or holds none."
     folder = Path(folder)
-    if not folder.exists(): raise InputError(f"{folder}: no such folder; check the path")
-    if not folder.is_dir(): raise InputError(f"{folder}: is a file; use --image")
-    files = image_files(folder)
+    if not os.path.exists(folder): raise InputError(f"{folder}: no such folder; check the path")
+    if not os.path.isdir(folder): raise InputError(f"{folder}: is a file; use --image")
+    try: files = image_files(folder)
+    except OSError as e: raise InputError(f"{folder}: cannot be read ({e.strerror}); check its permissions") from None
     if not files:
         passed = passed_over(folder)
         raise InputError(f"{folder}: holds no image but {passed}, which Pillow cannot open here; save them as JPEG or PNG" if passed else
@@ -142,13 +145,14 @@ def passed_over(folder: str | Path) -> str:
     counts = Counter(s for s in suffixes if s in OTHER_PICTURES - set(Image.registered_extensions()))
     return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common())
 
-# %% ../nbs/05_inference.ipynb #0ec4adf3
+# %% ../nbs/05_inference.ipynb #d3f433fc
 def _read(path: str | Path, recipe: Recipe) -> Tensor | InputError:
     "A small file as pixels, uint8 (3, H, W), a larger one prepared, float32 (3, size, size); or the error that reading it gave."
-    try: image = open_rgb(path)
+    def small(image: Image.Image) -> Tensor:
+        if image.width * image.height > recipe.size**2: return prepare(image, recipe)  # a photograph: shrunk here, so that few are large at a time
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    try: return open_rgb(path, small)
     except InputError as e: return e
-    if image.width * image.height > recipe.size**2: return prepare(image, recipe)  # a photograph: shrunk here, so that few are large at a time
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _prepared(read: list[Tensor], recipe: Recipe, device: torch.device) -> Tensor:
@@ -180,32 +184,44 @@ def predict_files(classifier: Classifier,
         for path, r in zip(paths[k:k + at_once], read):
             yield Prediction(str(path), next(answers)) if isinstance(r, Tensor) else Prediction(str(path), error=str(r))
 
-# %% ../nbs/05_inference.ipynb #3f787efe
-def format_prediction(p: Prediction, classes: tuple[str, ...], everything: bool) -> str:
-    "A line with the best class, or, with everything, a table of all classes under it, most probable first."
-    ranked = p.ranked(classes)
-    line = f"{p.path}: {ranked[0][0]} {ranked[0][1]:.1%}"
+# %% ../nbs/05_inference.ipynb #4013acdb
+def format_prediction(p: Prediction, classes: tuple[str, ...],
+                      everything: bool,       # a table of the classes under the line
+                      most: int | None = None # of them; None: all
+                     ) -> str:
+    "A line with the best class, and, with everything, a table under it, most probable first."
+    ranked = [(one_line(name), q) for name, q in p.ranked(classes)]
+    line = f"{one_line(p.path)}: {ranked[0][0]} {ranked[0][1]:.1%}"
     if not everything: return line
-    width = max(map(len, classes))
-    return "\n".join([line, *(f"  {name:{width}}  {q:8.4%}" for name, q in ranked)])
+    width = max(len(name) for name, _ in ranked[:most])
+    return "\n".join([line, *(f"  {name:{width}}  {q:8.4%}" for name, q in ranked[:most])])
 
-# %% ../nbs/05_inference.ipynb #72bbd18f
+# %% ../nbs/05_inference.ipynb #2db2e968
 def write_json(predictions: Iterable[Prediction], classes: tuple[str, ...], out: TextIO) -> None:
-    "All probabilities as a JSON list, an object a file, most probable class first."
-    rows = [dict(path=p.path, error=p.error) if p.error else
-            dict(path=p.path, prediction=p.ranked(classes)[0][0], probabilities=dict(p.ranked(classes))) for p in predictions]
-    json.dump(rows, out, indent=1)
-    out.write("\n")
+    "All probabilities as a JSON list, an object a file, as soon as it is known, most probable class first."
+    before = "["
+    for p in predictions:
+        row = dict(path=p.path, error=p.error) if p.error else dict(path=p.path, prediction=p.ranked(classes)[0][0], probabilities=dict(p.ranked(classes)))
+        out.write(f"{before}\n" + json.dumps([row], indent=1)[2:-2])
+        before = ","
+    out.write("\n]\n" if before == "," else "[]\n")
 
 
 def write_csv(predictions: Iterable[Prediction], classes: tuple[str, ...], out: TextIO) -> None:
     "All probabilities as CSV: a row a file, as soon as it is known, a column a class, and the error last."
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["path", "prediction", *classes, "error"])
-    for p in predictions:
-        table.writerow([p.path, p.ranked(classes)[0][0], *p.probabilities, ""] if not p.error else [p.path, "", *[""] * len(classes), p.error])
+    def write(row: list) -> None:   # older Pythons quote a carriage return in a name only where lines end with one
+        csv.writer(line := io.StringIO(newline=""), lineterminator="\r\n").writerow(row)
+        out.write(line.getvalue()[:-2] + "\n")
+    write(["path", "prediction", *classes, "error"])
+    for p in predictions: write([p.path, p.ranked(classes)[0][0], *p.probabilities, ""] if not p.error else [p.path, "", *[""] * len(classes), p.error])
 
-# %% ../nbs/05_inference.ipynb #8aec007e
+# %% ../nbs/05_inference.ipynb #7cce5082
+def _whole(text: str) -> int:
+    "A whole number above 0."
+    if not (text.isdecimal() and 0 < int(text[:9])): raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text[:9])
+
+
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_predict`."
     parser = argparse.ArgumentParser("alexnet_predict", description="Name what is on an image, or on every image of a folder.")
@@ -215,7 +231,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--image-dir", metavar="DIR")
     parser.add_argument("--config", metavar="NAME|PATH", help="for the device section; what the checkpoint stores wins")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change one value; may be given often")
-    parser.add_argument("--show-all-probs", action="store_true", help="every class, not only the best")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--show-all-probs", action="store_true", help="every class, not only the best")
+    shown.add_argument("--top", type=_whole, metavar="K", help="the K best classes, not only the best")
     parser.add_argument("--ten-views", action="store_true", help="average ten views of each image, as the paper does")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
@@ -240,13 +258,18 @@ def _load(args: argparse.Namespace) -> tuple[Classifier, Image.Image | None, lis
     _check_classes(args, classifier.classes)
     return classifier, image, files
 
-# %% ../nbs/05_inference.ipynb #fb25e64d
+# %% ../nbs/05_inference.ipynb #b34371e6
 def _watch(predictions: Iterable[Prediction], counts: Counter) -> Iterator[Prediction]:
     "The same predictions, counted; errors are told on stderr as they pass."
     for p in predictions:
         counts["skipped" if p.error else "predicted"] += 1
-        if p.error: print(f"alexnet_predict: {p.error}", file=sys.stderr)
+        if p.error: print(f"alexnet_predict: {one_line(p.error)}", file=sys.stderr)
         yield p
+
+
+def _free(out: TextIO) -> None:
+    "Let a stream write whatever a name may hold."
+    if hasattr(out, "reconfigure"): out.reconfigure(errors="surrogateescape" if out.encoding.lower() in ("utf-8", "utf8") else "backslashreplace")
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -255,13 +278,14 @@ def _predict(args: argparse.Namespace) -> int:
     views, counts = 10 if args.ten_views else 1, Counter()
     answers = [Prediction(args.image, predict(classifier, image, views).tolist())] if image else predict_files(classifier, files, views)
     write = write_json if args.json else write_csv if args.csv else None
+    _free(sys.stdout)
     if write: write(_watch(answers, counts), classifier.classes, sys.stdout)
     else:
         for p in _watch(answers, counts):
-            if not p.error: print(format_prediction(p, classifier.classes, args.show_all_probs))
+            if not p.error: print(format_prediction(p, classifier.classes, args.show_all_probs or bool(args.top), args.top))
     if args.image_dir:
         if passed := passed_over(args.image_dir):
-            print(f"alexnet_predict: {args.image_dir}: passed over {passed}, which Pillow cannot open here; save them as JPEG or PNG", file=sys.stderr)
+            print(f"alexnet_predict: {one_line(args.image_dir)}: passed over {passed}, which Pillow cannot open here; save them as JPEG or PNG", file=sys.stderr)
         print(f"{counts['predicted']} predicted, {counts['skipped']} skipped", file=sys.stderr)
     return 1 if counts["skipped"] else 0
 

@@ -5,30 +5,34 @@
 # %% auto #0
 __all__ = ['RESUME_MAY_CHANGE', 'rescale_velocity', 'make_optimizer', 'make_scheduler', 'Evaluation', 'Diverged', 'evaluate',
            'confusion_matrix', 'load_data', 'make_recipe', 'fitting_pixels', 'make_loaders', 'Progress', 'Run',
-           'new_folder', 'check_writable', 'prepare_model', 'speed_choices', 'start', 'warm_up', 'precision',
-           'train_step', 'Log', 'read_log', 'draw_curves', 'kernel_grid', 'matrix_figure', 'prediction_figure',
-           'write_panels', 'write_hparams', 'Stopped', 'StopFlag', 'stop_on_signals', 'Note', 'read_notes',
-           'note_steps', 'train_epoch', 'finish_epoch', 'warn_if_stuck', 'next_rate', 'checkpoint_of', 'restore',
-           'model_path', 'save_last', 'train_all', 'fit_linear', 'linear_accuracy', 'versions', 'summarise', 'baseline',
-           'save_final', 'finish', 'explain', 'plain_errors', 'Result', 'open_run', 'fit', 'resume_config', 'main']
+           'new_folder', 'check_writable', 'prepare_model', 'speed_choices', 'run_device', 'start', 'warm_up',
+           'precision', 'train_step', 'Log', 'NoLog', 'read_log', 'draw_curves', 'kernel_grid', 'matrix_figure',
+           'prediction_figure', 'write_panels', 'write_hparams', 'Stopped', 'StopFlag', 'stop_on_signals', 'Note',
+           'read_notes', 'note_steps', 'train_epoch', 'finish_epoch', 'check_weights', 'warn_if_stuck', 'next_rate',
+           'checkpoint_of', 'restore', 'model_path', 'save_last', 'train_all', 'fit_linear', 'linear_accuracy',
+           'versions', 'summarise', 'baseline', 'save_final', 'write_summary', 'report', 'finish', 'explain',
+           'plain_errors', 'Result', 'launch_name', 'take_places', 'open_log', 'open_run', 'fit', 'resume_config',
+           'main']
 
-# %% ../nbs/04_train.ipynb #19e8f90b
+# %% ../nbs/04_train.ipynb #b6d448ce
 import argparse
 import datetime
 import json
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-# %% ../nbs/04_train.ipynb #db5e2996
+# %% ../nbs/04_train.ipynb #fb3966ca
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,11 +41,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .checkpoint import (architecture, build_model, copy_checkpoint, group_state, match_layout, random_state, rates_by_group, read_checkpoint,
-                                   remove_leftovers, save_checkpoint, set_random_state, stored_classes, stored_recipe)
-from .config import (PRECISIONS, Config, InputError, RunError, describe_device, load_config, make_config, merge, parse_overrides, pick_device,
+                                   read_held, remove_leftovers, replacing, save_checkpoint, schedule_state, set_random_state, stored_classes, stored_recipe, take_folders)
+from .config import (PRECISIONS, Config, InputError, PathsConfig, RunError, describe_device, load_config, make_config, merge, one_line, parse_overrides, pick_device,
                                pick_precision, read_config_file, reuse_memory, run_command, set_seed, to_yaml)
 from .data import (DeviceLoader, EpochBatches, Images, PreparedImages, Recipe, check_images, colour_statistics, drawings, make_loader,
                              paper_recipe, read_cifar10, read_folder, split, stack_pixels, usual_recipe)
+from .distributed import (agree, by_leader, find_world, gather, joined, launch, leader, orphaned, own_stream, rank, replicated, share, total,
+                                    world_size)
 from .model import AlexNet
 
 # %% ../nbs/04_train.ipynb #c2427c48
@@ -74,7 +80,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, cfg: Config) -> torch.optim
     if t.lr_gamma >= 1: raise InputError(f"training.lr_gamma is {t.lr_gamma:g}; the plateau schedule needs one below 1")
     return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=t.lr_gamma, patience=t.lr_step_size, min_lr=t.learning_rate * t.lr_gamma**3)
 
-# %% ../nbs/04_train.ipynb #e51e47f4
+# %% ../nbs/04_train.ipynb #9614a07b
 @dataclass
 class Evaluation:
     "What a network said of N images."
@@ -84,7 +90,11 @@ class Evaluation:
     labels: Tensor            # int64 (N,)
     indices: Tensor           # int64 (N,), positions in the images
 
-# %% ../nbs/04_train.ipynb #e737eb3c
+    def accuracy_at(self, k: int) -> float:
+        "The share of images whose class is among the k likeliest, 0 to 1; the paper reports k = 1 and 5."
+        return (self.probabilities.topk(min(k, self.probabilities.shape[1])).indices == self.labels[:, None]).any(1).float().mean().item()
+
+# %% ../nbs/04_train.ipynb #932a1bbb
 class Diverged(RunError):
     "The loss or the outputs are no longer finite numbers: the rate was too high."
 
@@ -93,7 +103,7 @@ class Diverged(RunError):
 def evaluate(model: nn.Module, loader: DataLoader | DeviceLoader, device: torch.device,
              after_batch: Callable[[], None] = lambda: None # called after every batch
             ) -> Evaluation:
-    "Loss, accuracy and probabilities over a loader, dropout off; the model's mode is put back."
+    "Loss, accuracy and probabilities over a loader, dropout off; the model's mode is put back. In a group, over all processes' parts."
     was_training, logits, labels, indices = model.training, [], [], []
     model.eval()
     for x, y, i in loader:
@@ -102,9 +112,12 @@ def evaluate(model: nn.Module, loader: DataLoader | DeviceLoader, device: torch.
         indices.append(i)
         after_batch()
     model.train(was_training)
-    z, y = torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    z, y, i = torch.cat(logits).cpu(), torch.cat(labels).cpu(), torch.cat(indices)
+    if world_size() > 1:
+        z, y, i = map(torch.cat, zip(*gather((z, y, i))))
+        z, y, i = (a[i.argsort()] for a in (z, y, i))
     if not torch.isfinite(z).all(): raise Diverged("the network's outputs are not finite numbers; the weights are spoiled")
-    return Evaluation(F.cross_entropy(z, y).item(), (z.argmax(1) == y).float().mean().item(), z.softmax(1), y, torch.cat(indices))
+    return Evaluation(F.cross_entropy(z, y).item(), (z.argmax(1) == y).float().mean().item(), z.softmax(1), y, i)
 
 # %% ../nbs/04_train.ipynb #3579b7e0
 def confusion_matrix(result: Evaluation) -> Tensor:
@@ -112,11 +125,13 @@ def confusion_matrix(result: Evaluation) -> Tensor:
     C = result.probabilities.shape[1]
     return torch.bincount(result.labels * C + result.probabilities.argmax(1), minlength=C * C).reshape(C, C)
 
-# %% ../nbs/04_train.ipynb #173de2cb
+# %% ../nbs/04_train.ipynb #dadb890d
 def load_data(cfg: Config) -> tuple[Images, Images]:
     "The training and test images that a config names."
     d = cfg.data
     if d.dataset == "drawings":
+        if (many := (d.train_images or 5000) + d.val_images + (d.test_images or 500)) > 100_000:
+            raise InputError(f"data.train_images, val_images and test_images come to {many:,} drawings; they are for trying out, 100,000 at most")
         train = drawings((d.train_images or 5000) + d.val_images, 2 * cfg.training.seed)
         test = drawings(d.test_images or 500, 2 * cfg.training.seed + 1)
     elif d.dataset == "CIFAR10":
@@ -156,21 +171,22 @@ def fitting_pixels(cfg: Config, images: tuple[Images, Images], device: torch.dev
     for one in images: check_images(one)
     return None
 
-# %% ../nbs/04_train.ipynb #51e9e504
+# %% ../nbs/04_train.ipynb #9a74770d
 def make_loaders(cfg: Config, images: tuple[Images, Images], recipe: Recipe, pin: bool,
                  pixels: list[Tensor] | None = None # both sets on the device; None leaves the work to processes
                 ) -> list[DataLoader | DeviceLoader]:
     "Loaders for training, validation and test."
-    d, size, seed = cfg.data, cfg.training.batch_size, cfg.training.seed
+    d, size, seed, part = cfg.data, cfg.training.batch_size, cfg.training.seed, partial(share, rank=rank(), size=world_size())
+    if size < world_size(): raise InputError(f"training.batch_size is {size}, but {world_size()} processes share it; enlarge it or start fewer")
     fit, held = split(images[0].labels, d.val_images, seed)
     fit = _limit(fit, images[0].labels, d.train_images)
     every = _limit(np.arange(len(images[1])), images[1].labels, d.test_images)
-    batches = EpochBatches(fit, size, seed, d.drop_last)
+    batches = EpochBatches(fit, size, seed, d.drop_last, part)
     if not len(batches): raise InputError(f"training.batch_size is {size}, but there are {len(fit)} training images and data.drop_last is on")
     def loader(which, batches, seed=None):
         if pixels is None: return make_loader(PreparedImages(images[which], recipe, seed), batches, d.num_workers, pin)
         return DeviceLoader(pixels[which], images[which].labels, recipe, batches, seed)
-    return [loader(0, batches, seed), loader(0, EpochBatches(held, size)), loader(1, EpochBatches(every, size))]
+    return [loader(0, batches, seed), loader(0, EpochBatches(held, size, part=part)), loader(1, EpochBatches(every, size, part=part))]
 
 # %% ../nbs/04_train.ipynb #4e465e1a
 @dataclass
@@ -186,13 +202,14 @@ class Progress:
     best_accuracy: float = -1.0  # on the validation images
     finished: bool = False       # tested, and the final checkpoint written
 
-# %% ../nbs/04_train.ipynb #afb3b999
+# %% ../nbs/04_train.ipynb #11461974
 @dataclass
 class Run:
     "Everything that a training run holds."
     cfg: Config
     device: torch.device
     model: AlexNet
+    net: nn.Module                 # what a step calls: the model, or what shares its gradients with other processes
     optimizer: torch.optim.SGD
     scheduler: Any
     recipe: Recipe
@@ -207,10 +224,10 @@ class Run:
     choices: dict                  # what was chosen for speed
     progress: Progress = field(default_factory=Progress)
 
-# %% ../nbs/04_train.ipynb #501638cc
+# %% ../nbs/04_train.ipynb #ea4f5825
 def new_folder(log_dir: str | Path) -> Path:
     "The next free `run-001`, `run-002`, ... for one run's logs."
-    taken = [int(p.name[4:]) for p in Path(log_dir).glob("run-*") if p.name[4:].isdigit()]
+    taken = [int(p.name[4:]) for p in Path(log_dir).glob("run-*") if re.fullmatch(r"run-[0-9]{1,9}", p.name)]
     return Path(log_dir) / f"run-{max(taken, default=0) + 1:03d}"
 
 
@@ -239,14 +256,22 @@ def speed_choices(cfg: Config, dtype: torch.dtype, on_device: bool) -> dict:
     return dict(precision=name, layout="channels_last" if cfg.device.channels_last else "contiguous", loader="device" if on_device else "workers",
                 compiled=cfg.device.compile, memory_reused=cfg.device.reuse_memory and reuse_memory())
 
-# %% ../nbs/04_train.ipynb #2b64bd74
+# %% ../nbs/04_train.ipynb #21f23471
+def run_device(cfg: Config) -> torch.device:
+    "The device of this process."
+    world = find_world()
+    device = pick_device(cfg.device.use_cuda, cfg.device.device_ids, None if world is None else world.local_rank)
+    if device.type == "cuda": torch.cuda.set_device(device)
+    return device
+
+# %% ../nbs/04_train.ipynb #bdd2f296
 def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     "A run at its beginning, or where a checkpoint left it."
-    t, device = cfg.training, pick_device(cfg.device.use_cuda, cfg.device.device_ids)
-    dtype, images = pick_precision(cfg.device.precision, device), load_data(cfg)
+    t, device = cfg.training, run_device(cfg)
+    dtype, images = pick_precision(cfg.device.precision, device), by_leader(lambda: load_data(cfg), then_all=True)
     if checkpoint and (names := stored_classes(checkpoint)) != images[0].classes and "classes" in checkpoint:
-        raise InputError(f"{cfg.data.data_dir}: its classes are {', '.join(images[0].classes)}; the checkpoint's are {', '.join(names)}; make them agree")
-    pixels = fitting_pixels(cfg, images, device)
+        raise InputError(f"{cfg.data.data_dir}: its classes are {', '.join(images[0].classes)[:500]}; the checkpoint's are {', '.join(names)[:500]}; make them agree")
+    pixels = by_leader(lambda: fitting_pixels(cfg, images, device), then_all=True)
     choices = speed_choices(cfg, dtype, pixels is not None)
     set_seed(t.seed)
     model = prepare_model(build_model(checkpoint, lacking=cfg.model.model_dump()) if checkpoint else AlexNet(**cfg.model.model_dump()), cfg, device)
@@ -255,8 +280,10 @@ def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     loaders = make_loaders(cfg, images, recipe, cfg.data.pin_memory and device.type == "cuda", pixels)
     folder = Path(cfg.paths.log_dir) / Path(checkpoint["run"]).name if checkpoint and "run" in checkpoint else new_folder(cfg.paths.log_dir)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    run = Run(cfg, device, model, optimizer, make_scheduler(optimizer, cfg), recipe, images[0].classes, *loaders, images, folder, dtype, scaler, choices)
+    run = Run(cfg, device, model, model, optimizer, make_scheduler(optimizer, cfg), recipe, images[0].classes, *loaders, images, folder, dtype, scaler, choices)
+    own_stream(t.seed, 0)
     if checkpoint: restore(run, checkpoint)
+    run.net = replicated(model, device)
     return run
 
 # %% ../nbs/04_train.ipynb #155d5982
@@ -270,28 +297,35 @@ def precision(run: Run) -> torch.autocast:
     "The context in which the network computes: float32, or 16 bits where that is safe."
     return torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32)
 
-# %% ../nbs/04_train.ipynb #a43d4527
-def train_step(run: Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    "One update on one batch; its mean loss and how many it got right, on the device: nothing waits for them."
+# %% ../nbs/04_train.ipynb #f8a952bd
+def train_step(run: Run, x: Tensor, y: Tensor,
+               images: int | None = None # in the batch, all processes together; None: these
+              ) -> tuple[Tensor, Tensor]:
+    "One update on one batch; its mean loss and how many it got right, on the device: nothing waits for them. In a group: this process's part of both."
     run.model.train()
     x, y = x.to(run.device, non_blocking=True), y.to(run.device, non_blocking=True)
     run.optimizer.zero_grad()
     warm_up(run)
-    with precision(run): logits = run.model(x)
-    loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y)
+    with precision(run): logits = run.net(x)
+    loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="sum") / ((images or len(y)) / world_size())
     run.scaler.scale(loss).backward()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
-# %% ../nbs/04_train.ipynb #b0071fc6
+# %% ../nbs/04_train.ipynb #20c9054b
+def _log_row(line: bytes) -> dict | None:
+    "What a line of a log says; None for one that a crash cut short, or that says anything but numbers."
+    try: row = json.loads(line)
+    except (ValueError, RecursionError): return None
+    whole = isinstance(row, dict) and {"step", "epoch"} <= row.keys()
+    return row if whole and all(type(v) in (int, float) and abs(v) < 2**53 for v in row.values()) else None
+
+
 def _cut_back(path: Path, step: int, epochs: float) -> list[dict]:
     "Keep the whole lines of a JSONL log that tell of nothing after `step` or beyond so many epochs; what they say."
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try: row = json.loads(line)
-        except ValueError: continue  # cut short by a crash
-        if row["step"] <= step and row["epoch"] <= epochs: kept.append(row)
+    rows = map(_log_row, path.read_bytes().splitlines() if path.is_file() else [])
+    kept = [row for row in rows if row and row["step"] <= step and row["epoch"] <= epochs]
     part = path.with_suffix(".part")
     part.write_text("".join(json.dumps(row) + "\n" for row in kept))
     os.replace(part, path)
@@ -301,7 +335,8 @@ def _cut_back(path: Path, step: int, epochs: float) -> list[dict]:
 def _wait_for_a_new_second(folder: Path) -> None:
     "Until no TensorBoard file below the folder is of this second; files of one second are read in an order that depends on a counter's digits."
     seconds = {path.name.split(".")[3] for path in folder.glob("*/events.out.tfevents.*")}
-    while str(int(time.time())) in seconds: time.sleep(0.02)
+    until = time.monotonic() + 2  # a clock that was set back, or names that somebody made up
+    while str(int(time.time())) in seconds and time.monotonic() < until: time.sleep(0.02)
 
 # %% ../nbs/04_train.ipynb #431645d3
 def _boards(folder: Path, step: int, validated: int) -> dict:
@@ -310,13 +345,13 @@ def _boards(folder: Path, step: int, validated: int) -> dict:
     _wait_for_a_new_second(folder)
     return {part: SummaryWriter(folder / part, purge_step=last + 1 if step else None) for part, last in (("train", step), ("val", validated))}
 
-# %% ../nbs/04_train.ipynb #15e98497
+# %% ../nbs/04_train.ipynb #fa7c1689
 class Log:
     "A run's JSONL files and TensorBoard events, cut back to where the run stands, so that no curve steps backward."
     def __init__(self, folder: Path, step: int,
                  epochs: float = math.inf # how many are done: one that ended at `step` may still lack its validation
                 ):
-        self.folder, self.files = folder, {}
+        self.folder, self.files, self.at_end = folder, {}, ExitStack()
         folder.mkdir(parents=True, exist_ok=True)
         for kind, most in (("steps", math.inf), ("epochs", epochs)):
             rows = _cut_back(folder / f"{kind}.jsonl", step, most)
@@ -325,6 +360,7 @@ class Log:
 
     def write(self, kind: str, **values) -> None:
         "One line of JSON."
+        if not Path(self.files[kind].name).exists(): _begin_anew(self)
         self.files[kind].write(json.dumps(values) + "\n")
 
     def scalars(self, part: str, step: int, **values: float) -> None:
@@ -336,14 +372,30 @@ class Log:
         for board in self.board.values(): board.flush()
 
     def close(self) -> None:
-        for handle in (*self.files.values(), *self.board.values()): handle.close()
+        with self.at_end:
+            for handle in (*self.files.values(), *self.board.values()): handle.close()
+
+# %% ../nbs/04_train.ipynb #ebf4dcd8
+def _begin_anew(log: Log) -> None:
+    "In a folder that was taken away while the run went on."
+    print(f"{log.folder}: was taken away while the run went on; its logs begin anew", file=sys.stderr)
+    at_end = log.at_end.pop_all()  # what is to happen at the end still is
+    log.close()
+    log.__init__(log.folder, 0)
+    log.at_end = at_end
+
+
+class NoLog:
+    "The log of a process that does not write: the leader does."
+    def _nothing(self, *args, **values) -> None: pass
+    write = scalars = flush = close = _nothing
 
 # %% ../nbs/04_train.ipynb #3a755a77
 def read_log(folder: str | Path, kind: str = "steps") -> list[dict]:
     "The lines of `steps.jsonl` or `epochs.jsonl`."
     return [json.loads(line) for line in (Path(folder) / f"{kind}.jsonl").read_text().splitlines()]
 
-# %% ../nbs/04_train.ipynb #1ba87926
+# %% ../nbs/04_train.ipynb #11c8b597
 def draw_curves(steps: list[dict],  # lines of steps.jsonl
                 epochs: list[dict], # lines of epochs.jsonl
                 title: str = ""
@@ -353,10 +405,10 @@ def draw_curves(steps: list[dict],  # lines of steps.jsonl
     fig = Figure(figsize=(9, 3.4), layout="constrained")
     x, w = [s["step"] for s in steps], max(1, len(steps) // 50)  # w: steps in the running mean
     for ax, key in zip(fig.subplots(1, 2), ("loss", "accuracy")):
-        y = np.array([s[key] for s in steps])
+        y = np.array([s.get(key, math.nan) for s in steps])
         if w > 1: ax.plot(x, y, color="tab:blue", alpha=0.25, lw=0.8)
         if steps: ax.plot(x[w - 1:], np.convolve(y, np.ones(w) / w, "valid"), color="tab:blue", label=f"training, mean of {w}" if w > 1 else "training")
-        ax.plot([e["step"] for e in epochs], [e[f"val_{key}"] for e in epochs], "o-", color="tab:orange", label="validation")
+        ax.plot([e["step"] for e in epochs], [e.get(f"val_{key}", math.nan) for e in epochs], "o-", color="tab:orange", label="validation")
         ax.set(xlabel="step", ylabel=key)
         ax.grid(alpha=0.3)
     fig.axes[0].legend(loc="upper right")
@@ -370,20 +422,28 @@ def kernel_grid(weight: Tensor # conv1's, (96, 3, 11, 11)
     from torchvision.utils import make_grid
     return make_grid(weight.detach().float().cpu(), nrow=16, padding=1, normalize=True, scale_each=True)
 
-# %% ../nbs/04_train.ipynb #977d8477
+# %% ../nbs/04_train.ipynb #9eab0597
+def _label(name: str, most: int = 24) -> str:
+    "A class name that fits beside a figure and holds nothing but visible signs."
+    name = one_line(name)
+    return name if len(name) <= most else name[:most - 1] + "…"
+
+
 def matrix_figure(counts: Tensor, classes: tuple[str, ...]):
-    "A confusion matrix as a matplotlib figure; shares of each true class."
+    "A confusion matrix as a matplotlib figure; shares of each true class. More than forty classes are numbered, not named."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 5), layout="constrained")
     ax = fig.subplots()
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     fig.colorbar(ax.imshow(shares, vmin=0, vmax=1, cmap="viridis"), label="share of the true class")
-    ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true")
-    ax.set_xticklabels(classes, rotation=45, ha="right")
-    ax.set_yticklabels(classes)
+    ax.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= 40:
+        names = [_label(name) for name in classes]
+        ax.set_xticks(range(len(classes)), names, rotation=45, ha="right", parse_math=False)
+        ax.set_yticks(range(len(classes)), names, parse_math=False)
     return fig
 
-# %% ../nbs/04_train.ipynb #b5a45d76
+# %% ../nbs/04_train.ipynb #fcbeb27a
 def prediction_figure(run: Run, result: Evaluation, n: int = 12):
     "A matplotlib figure of some validation images with what was said of them and, where it was wrong, the truth."
     from matplotlib.figure import Figure
@@ -392,7 +452,7 @@ def prediction_figure(run: Run, result: Evaluation, n: int = 12):
     for ax, j in zip(fig.subplots(2, n // 2).flat, order.tolist()):
         says, truth = int(result.probabilities[j].argmax()), int(result.labels[j])
         ax.imshow(run.images[0][int(result.indices[j])])
-        ax.set_title(run.classes[says] + ("" if says == truth else f"\n(is {run.classes[truth]})"), fontsize=8)
+        ax.set_title(_label(run.classes[says]) + ("" if says == truth else f"\n(is {_label(run.classes[truth])})"), fontsize=8, parse_math=False)
         ax.axis("off")
     return fig
 
@@ -417,7 +477,7 @@ def write_hparams(run: Run, log: Log, metrics: dict[str, float]) -> None:
     for summary in hparams(flat, metrics): log.board["train"].file_writer.add_summary(summary)
     for name, value in metrics.items(): log.board["train"].add_scalar(name, value, run.progress.step)
 
-# %% ../nbs/04_train.ipynb #425f896e
+# %% ../nbs/04_train.ipynb #383628db
 class Stopped(Exception):
     "Asked to stop, by a signal or because time is up; the exit code is `code`."
     def __init__(self, why: str, code: int):
@@ -432,8 +492,11 @@ class StopFlag:
     signal: int | None = None
 
     def check(self) -> None:
-        if self.signal is not None: raise Stopped(signal.Signals(self.signal).name, 128 + self.signal)
-        if time.monotonic() > self.deadline: raise Stopped("time is up", 0)
+        "Raises `Stopped`; in a group in all processes at once, whichever was asked."
+        if orphaned(): self.signal = self.signal or signal.SIGTERM
+        asked = agree(self.signal or int(time.monotonic() > self.deadline))  # 1 is no signal that is caught here
+        if asked == 1: raise Stopped("time is up", 0)
+        if asked: raise Stopped(signal.Signals(asked).name, 128 + asked)
 
 # %% ../nbs/04_train.ipynb #f9e12195
 @contextmanager
@@ -450,7 +513,7 @@ def stop_on_signals(flag: StopFlag) -> Iterator[None]:
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/04_train.ipynb #9bdf91c5
+# %% ../nbs/04_train.ipynb #6830c08d
 @dataclass
 class Note:
     "What came of one update; the tensors are still on the device."
@@ -463,14 +526,14 @@ class Note:
 
 def read_notes(notes: list[Note]) -> list[tuple[float, int]]:
     "Loss and number right of each update, in one transfer. Raises `Diverged` at a loss that is not finite."
-    values = torch.stack([torch.stack([n.loss.float(), n.right.float()]) for n in notes]).tolist()
+    values = total(torch.stack([torch.stack([n.loss / world_size(), n.right.to(n.loss.dtype)]) for n in notes])).tolist()
     for n, (loss, _) in zip(notes, values):
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {n.step} (rate {n.rate:g}); lower training.learning_rate; the last checkpoint is from before")
     return [(loss, int(right)) for loss, right in values]
 
-# %% ../nbs/04_train.ipynb #99fa8856
-def note_steps(run: Run, log: Log, bar: tqdm, notes: list[Note],
+# %% ../nbs/04_train.ipynb #2f3456eb
+def note_steps(run: Run, log: Log | NoLog, bar: tqdm, notes: list[Note],
                took: float # seconds for all of them, waiting for the batches included
               ) -> None:
     "Add updates to the progress, the logs and the bar."
@@ -484,8 +547,8 @@ def note_steps(run: Run, log: Log, bar: tqdm, notes: list[Note],
     bar.set_postfix(loss=f"{p.loss_sum / p.seen:.3f}", acc=f"{p.right / p.seen:.1%}", img_s=f"{values['images_per_second']:.0f}", refresh=False)
     bar.update(len(notes))
 
-# %% ../nbs/04_train.ipynb #31425ea6
-def train_epoch(run: Run, log: Log, flag: StopFlag, after_steps: Callable[[], None], bar: tqdm,
+# %% ../nbs/04_train.ipynb #3758576e
+def train_epoch(run: Run, log: Log | NoLog, flag: StopFlag, after_steps: Callable[[], None], bar: tqdm,
                 at_once: int = 1 # steps between two looks at what came of them
                ) -> None:
     "The rest of one epoch: fetch, step, note, look whether to stop."
@@ -493,9 +556,10 @@ def train_epoch(run: Run, log: Log, flag: StopFlag, after_steps: Callable[[], No
     batches.epoch, batches.start = p.epoch, p.batch
     notes, left, began = [], len(batches), time.perf_counter()
     for x, y, _ in run.train:
-        loss, right = train_step(run, x, y)
+        images = batches.images_in(p.batch)
+        loss, right = train_step(run, x, y, images)
         p.step, p.batch, left = p.step + 1, p.batch + 1, left - 1
-        notes.append(Note(p.step, run.optimizer.param_groups[0]["lr"], len(y), loss, right))
+        notes.append(Note(p.step, run.optimizer.param_groups[0]["lr"], images, loss, right))
         if len(notes) < at_once and left: continue
         now = time.perf_counter()
         note_steps(run, log, bar, notes, now - began)
@@ -503,23 +567,31 @@ def train_epoch(run: Run, log: Log, flag: StopFlag, after_steps: Callable[[], No
         after_steps()
         flag.check()
 
-# %% ../nbs/04_train.ipynb #89591046
-def finish_epoch(run: Run, log: Log, flag: StopFlag) -> None:
+# %% ../nbs/04_train.ipynb #1ee1c805
+def finish_epoch(run: Run, log: Log | NoLog, flag: StopFlag) -> None:
     "Validate, note, let the schedule choose the next rate."
     p = run.progress
+    check_weights(run)
     with precision(run): result = evaluate(run.model, run.val, run.device, flag.check)
     log.write("epochs", step=p.step, epoch=p.epoch + 1, seconds=round(p.seconds, 1), loss=p.loss_sum / p.seen, accuracy=p.right / p.seen,
               val_loss=result.loss, val_accuracy=result.accuracy, learning_rate=run.optimizer.param_groups[0]["lr"])
     log.scalars("train", p.step, epoch_loss=p.loss_sum / p.seen, epoch_accuracy=p.right / p.seen)
     log.scalars("val", p.step, loss=result.loss, accuracy=result.accuracy, epoch_loss=result.loss, epoch_accuracy=result.accuracy)
-    write_panels(run, log, result)
+    if leader(): write_panels(run, log, result)
     tqdm.write(f"epoch {p.epoch + 1} of {run.cfg.training.num_epochs}: loss {p.loss_sum / p.seen:.3f}, accuracy {p.right / p.seen:.1%}; "
                f"validation loss {result.loss:.3f}, accuracy {result.accuracy:.1%}", file=sys.stdout)
-    warn_if_stuck(p.loss_sum / p.seen, run.cfg.model.num_classes)
+    if leader(): warn_if_stuck(p.loss_sum / p.seen, run.cfg.model.num_classes)
     next_rate(run, result.accuracy)
     p.epoch, p.batch, p.loss_sum, p.right, p.seen = p.epoch + 1, 0, 0.0, 0, 0
     log.flush()
     save_last(run, best=result.accuracy > p.best_accuracy, accuracy=result.accuracy)
+
+# %% ../nbs/04_train.ipynb #94c73a3f
+def check_weights(run: Run) -> None:
+    "Raises `Diverged`, naming layer and step, if a weight is no finite number: an update can spoil it after a last good loss."
+    for name, p in run.model.named_parameters():
+        if not torch.isfinite(p).all():
+            raise Diverged(f"{name} is not finite after step {run.progress.step}; lower training.learning_rate; the last checkpoint is from before")
 
 # %% ../nbs/04_train.ipynb #d7a8a150
 def warn_if_stuck(loss: float, num_classes: int) -> None:
@@ -537,31 +609,41 @@ def next_rate(run: Run, val_accuracy: float) -> None:
     new = run.optimizer.param_groups[0]["lr"]
     if new != old and run.cfg.training.paper_velocity: rescale_velocity(run.optimizer, old, new)
 
-# %% ../nbs/04_train.ipynb #32689e5d
+# %% ../nbs/04_train.ipynb #f7dd462f
 def checkpoint_of(run: Run) -> dict:
     "All that going on exactly, and predicting honestly, needs; tensors and plain types only."
+    random, *others = gather(random_state())
     return dict(model=run.model.state_dict(), optimizer=run.optimizer.state_dict(), scheduler=run.scheduler.state_dict(), scaler=run.scaler.state_dict(),
                 epoch=run.progress.epoch, total_steps=run.progress.step, seed=run.cfg.training.seed,
-                progress=asdict(run.progress), random=random_state(), config=run.cfg.model_dump(), run=run.folder.name,
-                classes=list(run.classes), recipe=asdict(run.recipe))
+                progress=asdict(run.progress), random=random, config=run.cfg.model_dump(), run=run.folder.name,
+                classes=list(run.classes), recipe=asdict(run.recipe)) | (dict(random_others=others) if others else {})
 
-# %% ../nbs/04_train.ipynb #64c04526
+# %% ../nbs/04_train.ipynb #6fc35937
 def restore(run: Run, checkpoint: dict) -> None:
     "Put a checkpoint's optimizer, scheduler, random states and place into a run."
     try:
         if checkpoint.get("optimizer"): run.optimizer.load_state_dict(group_state(checkpoint["optimizer"], run.optimizer, run.model))
-        fits = all(s["momentum_buffer"].shape == p.shape for p, s in run.optimizer.state.items() if s.get("momentum_buffer") is not None)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError): fits = False
-    if not fits: raise InputError("the checkpoint's optimizer state does not fit its network; resume from another checkpoint")
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        raise InputError("the checkpoint's optimizer state does not fit its network; resume from another checkpoint") from None
     match_layout(run.optimizer)
-    if checkpoint.get("scaler"): run.scaler.load_state_dict(checkpoint["scaler"])
-    if checkpoint.get("scheduler"): run.scheduler.load_state_dict(rates_by_group(checkpoint["scheduler"], len(run.optimizer.param_groups)))
-    run.progress = Progress(**checkpoint.get("progress", dict(epoch=checkpoint.get("epoch", 0), step=checkpoint.get("total_steps", 0))))
+    try:
+        if checkpoint.get("scaler"): run.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint.get("scheduler"):
+            run.scheduler.load_state_dict(schedule_state(rates_by_group(checkpoint["scheduler"], len(run.optimizer.param_groups)), run.scheduler))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise InputError("the checkpoint's schedule does not fit the config; resume from another checkpoint") from None
+    place = checkpoint.get("progress", dict(epoch=checkpoint.get("epoch", 0), step=checkpoint.get("total_steps", 0)))
+    run.progress = Progress(**{key: value for key, value in place.items() if key in {f.name for f in fields(Progress)}})
+    if run.progress.batch > len(run.train.batch_sampler) or (run.progress.batch and not run.progress.seen):
+        raise InputError("the checkpoint stands at a place that an epoch of these images does not have; resume from another checkpoint")
     run.progress.finished = False
     run.optimizer._opt_called = True  # its steps were made in another session; torch would warn at the end of an epoch
-    if "random" in checkpoint: set_random_state(checkpoint["random"])
+    if "random" not in checkpoint: return
+    states = [checkpoint["random"], *checkpoint.get("random_others", [])]
+    if leader() or len(states) == world_size(): set_random_state(states[rank()])
+    else: own_stream(run.cfg.training.seed, run.progress.step)  # another number of processes than the one that saved
 
-# %% ../nbs/04_train.ipynb #b2ab18bb
+# %% ../nbs/04_train.ipynb #b8ef3dfa
 def model_path(run: Run, which: str # last, best or final
               ) -> Path:
     "Where a checkpoint goes."
@@ -569,25 +651,29 @@ def model_path(run: Run, which: str # last, best or final
 
 
 def save_last(run: Run, best: bool = False, accuracy: float = -1.0) -> None:
-    "Save where the run stands, under a second name too if it is the best so far."
+    "Save where the run stands, under a second name too if it is the best so far. Raises `Diverged` rather than save spoiled weights."
+    check_weights(run)
     if best: run.progress.best_accuracy = accuracy
-    save_checkpoint(model_path(run, "last"), checkpoint_of(run))
-    if best: copy_checkpoint(model_path(run, "last"), model_path(run, "best"))
+    checkpoint, last, best_one = checkpoint_of(run), model_path(run, "last"), model_path(run, "best")
+    def write():
+        save_checkpoint(best_one if best else last, checkpoint)
+        if best: copy_checkpoint(best_one, last)  # in this order: a run killed between the two repeats the epoch, and then has both
+    by_leader(write)
 
-# %% ../nbs/04_train.ipynb #42f76d43
-def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float, show_bar: bool = True) -> None:
+# %% ../nbs/04_train.ipynb #e3742fdb
+def train_all(run: Run, log: Log | NoLog, flag: StopFlag, max_steps: float, show_bar: bool = True) -> None:
     "Every epoch that is left, with a bar over the whole run and a checkpoint every so often."
     saved, at_once = time.monotonic(), 1 if run.device.type == "cpu" or max_steps < math.inf else 20
     def after_steps():
         nonlocal saved
         if run.progress.step >= max_steps: raise Stopped(f"max_steps {max_steps}", 0)
-        if time.monotonic() - saved > 60 * run.cfg.training.checkpoint_minutes:
+        if agree(int(time.monotonic() - saved > 60 * run.cfg.training.checkpoint_minutes)):
             log.flush()
             save_last(run)
             saved = time.monotonic()
     run.train.batch_sampler.start = 0  # so that the sampler's length is a whole epoch's
     with tqdm(total=run.cfg.training.num_epochs * len(run.train.batch_sampler), initial=run.progress.step, desc="training", unit="step",
-              mininterval=0.5 if sys.stderr.isatty() else 60, disable=not show_bar) as bar:
+              mininterval=0.5 if sys.stderr.isatty() else 60, disable=not (show_bar and leader())) as bar:
         while run.progress.epoch < run.cfg.training.num_epochs:
             train_epoch(run, log, flag, after_steps, bar, at_once)
             finish_epoch(run, log, flag)
@@ -623,7 +709,7 @@ def linear_accuracy(train: Images, test: Images, val_images: int, seed: int) -> 
     decay = max((1e-4, 1e-3, 1e-2, 1e-1), key=lambda d: score(fit_linear(x[fit], y[fit], n, d), x[held], y[held]))
     return score(fit_linear(x, y, n, decay), xt, yt)
 
-# %% ../nbs/04_train.ipynb #2b7243d4
+# %% ../nbs/04_train.ipynb #2a8becb0
 def versions() -> dict:
     "What computed: for the record beside every result."
     return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, machine=platform.machine(), system=platform.system())
@@ -633,12 +719,13 @@ def summarise(run: Run, test: Evaluation | None, seconds: float) -> dict:
     "A run as plain JSON: what was asked, what came of it, on what, when."
     steps, epochs = (read_log(run.folder, kind) for kind in ("steps", "epochs"))
     summary = dict(date=datetime.date.today().isoformat(), device=describe_device(run.device), versions=versions(), chosen=run.choices, seeds=[run.cfg.training.seed],
-                   config=run.cfg.model_dump(), finished=test is not None, epochs_done=run.progress.epoch, total_steps=run.progress.step,
+                   processes=world_size(), config=run.cfg.model_dump(), finished=test is not None, epochs_done=run.progress.epoch, total_steps=run.progress.step,
                    training_seconds=round(run.progress.seconds, 1), wall_seconds_this_session=round(seconds, 1),
                    train_images=len(run.train.batch_sampler.indices), val_images=len(run.val.batch_sampler.indices), steps=steps, epochs=epochs)
     if test is not None:
         counts = confusion_matrix(test)
         summary |= dict(test_images=len(test.labels), test_accuracy=test.accuracy, test_loss=test.loss, classes=list(run.classes), confusion=counts.tolist())
+        if len(run.classes) > 5: summary["test_accuracy_top5"] = test.accuracy_at(5)
     return summary
 
 # %% ../nbs/04_train.ipynb #73acdeaf
@@ -648,33 +735,49 @@ def baseline(run: Run) -> float:
     images = run.images[0].take(np.sort(np.concatenate([train, val])))
     return linear_accuracy(images, run.images[1].take(test), run.cfg.data.val_images, run.cfg.training.seed)
 
-# %% ../nbs/04_train.ipynb #42458379
+# %% ../nbs/04_train.ipynb #bd9a8967
 def save_final(run: Run) -> None:
     "Write the final checkpoint, and mark last and best as finished; a final one of an earlier run is kept as `alexnet_final.previous.pkl`."
-    last, best, final = (model_path(run, which) for which in ("last", "best", "final"))
-    same = [last] + [best] * (best.exists() and last.exists() and best.samefile(last))
-    if final.exists(): copy_checkpoint(final, final.with_suffix(".previous.pkl"))
     run.progress.finished = True
-    save_checkpoint(final, checkpoint_of(run))
-    for path in same: copy_checkpoint(final, path)
+    checkpoint, (last, best, final) = checkpoint_of(run), (model_path(run, which) for which in ("last", "best", "final"))
+    def write():
+        same = [last] + [best] * (best.exists() and last.exists() and best.samefile(last))
+        if final.exists(): copy_checkpoint(final, final.with_suffix(".previous.pkl"))
+        save_checkpoint(final, checkpoint)
+        for path in same: copy_checkpoint(final, path)
+    by_leader(write)
 
-# %% ../nbs/04_train.ipynb #e23dc165
-def finish(run: Run, log: Log, began: float, after_batch: Callable[[], None] = lambda: None) -> dict:
-    "After the last epoch: the test images, once; curves and figures on disk; last of all the final checkpoint."
-    with precision(run): test = evaluate(run.model, run.test, run.device, after_batch)
+# %% ../nbs/04_train.ipynb #10f9f4fe
+def write_summary(summary: dict, path: Path, setting: str) -> None:
+    "A run's summary as a JSON file."
+    with replacing(path, setting) as part: part.write_text(json.dumps(summary), encoding="utf-8")
+
+
+def report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
+    "What came of a run: printed, drawn to `curves.png`, written to `results.json`."
     print(f"test: accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on {len(test.labels)} images the network has never seen")
+    log.flush()
     summary = summarise(run, test, time.monotonic() - began)
     if run.cfg.training.linear_baseline:
         summary["linear_accuracy"] = baseline(run)
         print(f"the best linear classifier on the same 32 x 32 pixels: {summary['linear_accuracy']:.1%}")
     write_hparams(run, log, dict(test_accuracy=test.accuracy, test_loss=test.loss))
-    draw_curves(summary["steps"], summary["epochs"]).savefig(curves := Path(run.cfg.paths.output_dir) / "curves.png", dpi=120)
+    with replacing(Path(run.cfg.paths.output_dir) / "curves.png", "paths.output_dir") as part:
+        draw_curves(summary["steps"], summary["epochs"]).savefig(part, dpi=120, format="png")
     log.flush()
-    save_final(run)
-    print(f"wrote {model_path(run, 'final')} and {curves}")
+    write_summary(summary, Path(run.cfg.paths.output_dir) / "results.json", "paths.output_dir")
     return summary
 
-# %% ../nbs/04_train.ipynb #fa9a16de
+
+def finish(run: Run, log: Log | NoLog, began: float, after_batch: Callable[[], None] = lambda: None) -> dict | None:
+    "After the last epoch: the test images, once; the report; last of all the final checkpoint. The leader's summary."
+    with precision(run): test = evaluate(run.model, run.test, run.device, after_batch)
+    summary = by_leader(lambda: report(run, log, test, began))
+    save_final(run)
+    print(f"wrote {model_path(run, 'final')} and {Path(run.cfg.paths.output_dir) / 'curves.png'}")
+    return summary
+
+# %% ../nbs/04_train.ipynb #47494e6e
 def explain(error: Exception, batch_size: int) -> str | None:
     "One line for what goes wrong while a run computes; None for what we know nothing about."
     text = str(error).strip()
@@ -683,8 +786,8 @@ def explain(error: Exception, batch_size: int) -> str | None:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
             words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
         return f"out of memory with batches of {batch_size} images; halve training.batch_size"
-    if "DataLoader worker (pid" in text:
-        return f"a process that loads images has died ({text.splitlines()[0].rstrip('. ')}); go on with --resume and a smaller data.num_workers, or 0"
+    if isinstance(error, torch.distributed.DistError) or (world_size() > 1 and ("gloo" in text or "Connection" in text)):
+        return "another process of this run has ended, see what it said; go on with --resume"
     return None
 
 # %% ../nbs/04_train.ipynb #dfdf2118
@@ -707,19 +810,47 @@ class Result:
     exit_code: int = 0
     summary: dict | None = None
 
-# %% ../nbs/04_train.ipynb #43f53971
-def open_run(cfg: Config, checkpoint: dict | None) -> tuple[Run, Log]:
-    "A run and its logs; the effective config is saved beside both the logs and the output."
-    check_writable(cfg.paths.output_dir, cfg.paths.checkpoint_dir, cfg.paths.log_dir)
-    remove_leftovers(cfg.paths.checkpoint_dir)
-    run = start(cfg, checkpoint)
+# %% ../nbs/04_train.ipynb #10ba422a
+def launch_name() -> str | None:
+    "The same for all starts of one run by torchrun; None without it."
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"none {os.getppid()}" if name == "none" else name
+
+
+def take_places(paths: PathsConfig) -> ExitStack:
+    "Make a run's folders, keep other runs out of them, clear away what a killed run left. Raises `InputError`."
+    check_writable(paths.output_dir, paths.checkpoint_dir, paths.log_dir)
+    taken = take_folders(paths.output_dir, paths.checkpoint_dir, launch=launch_name())
+    remove_leftovers(paths.checkpoint_dir)
+    return taken
+
+# %% ../nbs/04_train.ipynb #397d572c
+def open_log(run: Run) -> Log | NoLog:
+    "The logs of a run; the effective config is saved beside both them and the output."
+    if not leader(): return NoLog()
     log = Log(run.folder, run.progress.step, run.progress.epoch)
-    for folder in (run.folder, Path(cfg.paths.output_dir)): (folder / "config.yaml").write_text(to_yaml(cfg), encoding="utf-8")
+    for folder in (run.folder, Path(run.cfg.paths.output_dir)): (folder / "config.yaml").write_text(to_yaml(run.cfg), encoding="utf-8")
+    return log
+
+
+def open_run(cfg: Config, checkpoint: dict | None) -> tuple[Run, Log | NoLog]:
+    "A run and its logs; until the log is closed no other run may have its folders."
+    taken = by_leader(lambda: take_places(cfg.paths))
+    try:
+        run = start(cfg, checkpoint)
+        log = by_leader(lambda: open_log(run)) or NoLog()
+    except BaseException:
+        if taken: taken.close()
+        raise
+    log.at_end = taken
     print(f"device: {describe_device(run.device)}; {', '.join(f'{k} {v}' for k, v in run.choices.items())}")
+    if (n := world_size()) > 1:
+        print(f"{n} processes, by {torch.distributed.get_backend()}: each batch of {cfg.training.batch_size} is shared, "
+              f"{cfg.training.batch_size / n:g} images to a process; the rate stays {cfg.training.learning_rate:g}")
     print(f"logs: tensorboard --logdir {Path(cfg.paths.log_dir).resolve()}")
     return run, log
 
-# %% ../nbs/04_train.ipynb #c55ebdaa
+# %% ../nbs/04_train.ipynb #72902f45
 def fit(cfg: Config,
         checkpoint: dict | None = None,  # go on from here
         minutes: float = math.inf,       # stop, saved, after so many
@@ -728,18 +859,21 @@ def fit(cfg: Config,
        ) -> Result:
     "Train to the end, or until told to stop. Raises `InputError` before work begins, `RunError` after."
     began = time.monotonic()
-    run, log = open_run(cfg, checkpoint)
     flag = StopFlag(began + 60 * minutes)
-    try:
-        with stop_on_signals(flag), plain_errors(cfg.training.batch_size):
-            train_all(run, log, flag, max_steps, show_bar)
-            summary = finish(run, log, began, flag.check)
-        return Result(run, True, 0, summary)
-    except Stopped as stop:
-        save_last(run)
-        print(f"stopped ({stop}) after {run.progress.step} steps; go on with --resume {model_path(run, 'last')}")
-        return Result(run, False, stop.code, summarise(run, None, time.monotonic() - began))
-    finally: log.close()
+    with stop_on_signals(flag):
+        run, log = open_run(cfg, checkpoint)
+        try:
+            with plain_errors(cfg.training.batch_size):
+                train_all(run, log, flag, max_steps, show_bar)
+                return Result(run, True, 0, finish(run, log, began, flag.check))
+        except Stopped as stop:
+            log.flush()
+            save_last(run)
+            print(f"stopped ({stop}) after {run.progress.step} steps; go on with --resume {model_path(run, 'last')}")
+            summary = summarise(run, None, time.monotonic() - began) if leader() else None
+            if leader(): write_summary(summary, Path(cfg.paths.output_dir) / "results.json", "paths.output_dir")
+            return Result(run, False, stop.code, summary)
+        finally: log.close()
 
 # %% ../nbs/04_train.ipynb #da625f6d
 RESUME_MAY_CHANGE = {"training.num_epochs", "training.checkpoint_minutes", "data.data_dir", "data.download", "data.loader", "data.num_workers", "data.pin_memory"}
@@ -779,31 +913,51 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", metavar="FILE", help="also write what came of it to this JSON file")
     return parser
 
-# %% ../nbs/04_train.ipynb #1e5519bf
+# %% ../nbs/04_train.ipynb #cd558e0a
+def _to_resume(args: argparse.Namespace, cfg: Config) -> str | Path | None:
+    "The checkpoint to go on from: after a restart by torchrun, what this run has written meanwhile."
+    world, last = find_world(), Path(cfg.paths.checkpoint_dir) / "alexnet_last.pkl"
+    held = read_held(last.parent)
+    if world and world.restarts and last.exists() and held.get("launch") == launch_name() and last.stat().st_mtime >= held["since"]: return last
+    return args.resume
+
+# %% ../nbs/04_train.ipynb #be245108
 def _train(args: argparse.Namespace) -> int:
-    "The work of `alexnet_train`; the exit code."
+    "The work of `alexnet_train` in one process, alone or of several; the exit code."
     given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set))
     cfg, checkpoint = load_config(args.config, args.set), None
-    if args.resume:
-        checkpoint = read_checkpoint(args.resume)
+    if path := _to_resume(args, cfg):
+        checkpoint = read_checkpoint(path)
         cfg = resume_config(checkpoint, given)
         if checkpoint.get("epoch", 0) >= cfg.training.num_epochs and checkpoint.get("progress", {}).get("finished", True):
-            print(f"{args.resume}: already finished, {checkpoint['epoch']} of {cfg.training.num_epochs} epochs; nothing to do")
+            print(f"{path}: already finished, {checkpoint['epoch']} of {cfg.training.num_epochs} epochs; nothing to do")
             return 0
     if args.results:
         if Path(args.results).is_dir(): raise InputError(f"{args.results}: is a folder; --results takes a file")
         check_writable(Path(args.results).parent)
     print(to_yaml(cfg))
     result = fit(cfg, checkpoint, args.minutes)
-    for path in filter(None, (Path(cfg.paths.output_dir) / "results.json", args.results)):
-        Path(path).write_text(json.dumps(result.summary), encoding="utf-8")
+    if args.results and leader(): write_summary(result.summary, Path(args.results), "--results")
     return result.exit_code
 
-# %% ../nbs/04_train.ipynb #33b3dda8
+# %% ../nbs/04_train.ipynb #89f6b698
+def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
+    "`_train` alone, in the group that torchrun started, or in processes of our own if the config names several GPUs."
+    world, device = find_world(), load_config(args.config, args.set).device
+    if world is None and device.use_cuda and torch.cuda.is_available() and len(device.device_ids) > 1:
+        pick_device(True, device.device_ids, 0)  # an id that is not there is said once, here
+        return launch(len(device.device_ids), [sys.executable, "-m", "alexnet_nb.train", *argv])
+    with joined(world, run_device(load_config(args.config, args.set))):
+        try: return _train(args)
+        except (InputError, Diverged) as e:
+            if leader(): raise
+            return 2 if isinstance(e, InputError) else 1
+
+
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_train`; returns the exit code."
     args = _parser().parse_args(argv)
-    return run_command("alexnet_train", lambda: _train(args))
+    return run_command("alexnet_train", lambda: _in_group(args, sys.argv[1:] if argv is None else argv))
 
 # %% ../nbs/04_train.ipynb #287c607a
 if __name__ == "__main__" and __spec__:

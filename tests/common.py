@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_nb import train
 from alexnet_nb.data import CLASSES, drawings
@@ -22,6 +23,11 @@ TINY = {
     "data.download": False, "device.use_cuda": False, "device.reuse_memory": False,
 }
 STEPS = 6  # an epoch
+
+# Dropout and flips are on; the rate falls after epoch 2, and the velocity is carried over as the paper's rule does.
+LONG = dict(training__num_epochs=4, training__lr_step_size=2, training__lr_gamma=0.5, training__paper_velocity=True)
+EACH_STEP = dict(training__checkpoint_minutes=1e-9)  # a checkpoint after every step
+CLOCK = ("progress.seconds", "config.paths", "config.data.num_workers", "config.training.checkpoint_minutes")
 
 
 def settings(values: dict) -> list[str]:
@@ -50,9 +56,9 @@ def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProc
 
 
 def snapshot(folder: Path) -> dict:
-    "Every file below a folder: its bytes, as a digest, and the time it was last written."
+    "Every file below a folder: its bytes, as a digest, and the time it was last written; without the empty files that locks leave."
     return {str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
-            for p in sorted(folder.rglob("*")) if p.is_file()}
+            for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".running.lock"}
 
 
 def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:
@@ -96,3 +102,29 @@ def lines(folder: Path, kind: str = "steps") -> list[dict]:
     assert text == "" or text.endswith("\n")
     rows = [json.loads(line) for line in text.splitlines()]
     return [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]
+
+
+def scalars(folder) -> dict[str, list]:
+    "TensorBoard's curves of a run, as TensorBoard itself reads them: part/tag to (step, value) pairs."
+    curves = {}
+    for part in ("train", "val"):
+        events = EventAccumulator(str(folder / "tblogs" / "run-001" / part), size_guidance={"scalars": 0}).Reload()
+        curves |= {f"{part}/{tag}": [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return curves
+
+
+def check_equal(out, straight, but=()):
+    "Weights, optimizer, schedule, random states, best and final checkpoints, both logs and every curve."
+    for which in ("last", "best", "final"):
+        a, b = (load(folder / "models" / f"alexnet_{which}.pkl") for folder in (out, straight))
+        assert (found := differences(a, b, but=(*CLOCK, *but))) == [], (which, found[:5])
+    for kind in ("steps", "epochs"): assert lines(out, kind) == lines(straight, kind)
+    assert [row["step"] for row in lines(out)] == list(range(1, 4 * STEPS + 1))
+    ours, theirs = scalars(out), scalars(straight)
+    assert ours.keys() == theirs.keys()
+    for tag, points in ours.items():
+        steps = [step for step, _ in points]
+        assert steps == sorted(steps), f"{tag} steps backward"
+        if "images_per_second" not in tag and "test_" not in tag: assert sorted(set(points)) == theirs[tag], tag
+    assert not list((out / "models").glob(".*.part"))
+    assert len(list((out / "tblogs").iterdir())) == 1

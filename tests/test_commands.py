@@ -273,7 +273,7 @@ def test_gpu_ids(monkeypatch):
     gpus(monkeypatch, 2)
     assert pick_device(True, [1]) == torch.device("cuda", 1) and pick_device(False, [7]) == torch.device("cpu")
     with pytest.raises(InputError, match=r"^device\.device_ids names GPU 2, but there are 2, numbered from 0$"): pick_device(True, [2])
-    with pytest.raises(InputError, match=r"^device\.device_ids is \[0, 1\]: one GPU is supported, give one id$"): pick_device(True, [0, 1])
+    with pytest.raises(InputError, match=r"^device\.device_ids is \[0, 1\]: several GPUs need several processes, which alexnet_train starts in a shell; here give one id$"): pick_device(True, [0, 1])
 
 
 def test_gpu_id_beyond_the_count_exits_2(tmp_path, monkeypatch, capsys, final, pictures):

@@ -11,8 +11,11 @@ from common import ROOT
 import alexnet_nb
 
 MODULES = sorted((ROOT / "alexnet_nb").glob("*.py"))
-ORDER = ("config", "data", "lrn", "model", "checkpoint", "train", "inference", "speed", "cuda_convnet", "experiment", "inspection")
-ALONE = {"lrn": {"config", "data"}, "model": {"config", "data"}, "cuda_convnet": {"config", "data", "checkpoint", "train", "inference", "speed"}}  # know of less than their place allows
+ORDER = ("config", "data", "lrn", "model", "checkpoint", "distributed", "train", "inference", "speed", "cuda_convnet", "experiment", "inspection",
+         "two_gpus")
+ALONE = {"lrn": {"config", "data"}, "model": {"config", "data"}, "distributed": {"data", "lrn", "model", "checkpoint"},
+         "cuda_convnet": {"config", "data", "checkpoint", "distributed", "train", "inference", "speed"},
+         "two_gpus": {*ORDER[:-1]} - {"lrn", "model"}}  # know of less than their place allows
 
 
 def imported(path) -> set[str]:

@@ -1,9 +1,11 @@
 """Build the site without Quarto, into _docs, and check it: python tools/site.py
 
 nbdev prepares the notebooks, smalldocs renders the same _quarto.yml in pure Python.
-Exit 1 names each page without title or summary, each broken link or image, each page that is too large, each stored error.
+Exit 1 names each page without title or summary, each broken link or image, each page that is too large or shows the environment, each stored error.
 """
+import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,6 +37,7 @@ def problems(site: Path) -> list[str]:
     pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
     found = []
     for path, page in pages.items():
+        if os.environ["PATH"] in html.unescape(path.read_text(encoding="utf-8")): found.append(f"{path.name}: shows this machine's environment, perhaps as the default of an argument")
         if (size := path.stat().st_size) > LIMIT: found.append(f"{path.name}: {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f}")
         found += [f"{path.name}: a picture without alt text: {src}" for src in page.bare]
         for link in page.links:

@@ -1,0 +1,278 @@
+"Several processes make one run: the same losses as one process, one writer, one decision, and a resume with any number of them."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import STEPS, differences, lines, load, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from alexnet_nb import train
+from alexnet_nb.config import make_config
+from alexnet_nb.data import EpochBatches
+from alexnet_nb.distributed import share
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+THREE = dict(training__num_epochs=3)
+
+
+def torchrun(*argv, processes: int = 2, options=(), **more) -> subprocess.Popen:
+    "Start a module or a script in several processes."
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options, *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, **more)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    "Exit code and what was said."
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def train_by_two(*argv) -> str:
+    "alexnet_train in two processes, to the end; what it printed."
+    code, out, err = ended(torchrun("-m", "alexnet_nb.train", *argv))
+    assert code == 0, err[-3000:]
+    return out
+
+
+@given(st.integers(1, 60), st.integers(1, 17), st.integers(1, 9), st.booleans())
+def test_shares_are_the_batches_cut(n, batch_size, size, drop_last):
+    parts = [list(EpochBatches(np.arange(n), batch_size, 3, drop_last, partial(share, rank=r, size=size))) for r in range(size)]
+    whole = EpochBatches(np.arange(n), batch_size, 3, drop_last)
+    assert [sum(shares, []) for shares in zip(*parts)] == list(whole)
+    assert [whole.images_in(b) for b in range(len(whole))] == [len(batch) for batch in whole]
+    assert all(max(map(len, shares)) - min(map(len, shares)) <= 1 for shares in zip(*parts))
+
+
+# ---------------------------------------------------------------- the same numbers
+
+def numbers(folder: Path, dtype: str, epochs: int = 3) -> dict:
+    "The config of a run whose steps are compared: no dropout; 41 images in batches of 8, so that one share of the last batch is empty."
+    given = dict(model=dict(width=1 / 24, dropout=0.0), data=dict(dataset="drawings", train_images=41, val_images=10, test_images=10, recipe="paper"),
+                 training=dict(num_epochs=epochs, batch_size=8, warmup_steps=3, learning_rate=0.03, seed=5),
+                 paths=dict(output_dir=str(folder), checkpoint_dir=str(folder), log_dir=str(folder)), device=dict(use_cuda=False, precision="fp32"))
+    return dict(config=given, dtype=dtype)
+
+
+def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[float], torch.Tensor]:
+    "Losses of twenty steps and the weights after them; with `halves` each batch goes through the network in two parts."
+    from alexnet_nb.distributed import replicated, total, world_size
+    cfg, kind, losses = make_config(config), getattr(torch, dtype), []
+    run = train.start(cfg)
+    run.model.to(kind)
+    run.net = replicated(run.model, run.device)
+    while True:
+        batches = run.train.batch_sampler
+        batches.epoch, run.progress.batch = run.progress.epoch, 0
+        for x, y, _ in run.train:
+            n, x = batches.images_in(run.progress.batch), x.to(kind)
+            if halves:
+                run.optimizer.zero_grad()
+                train.warm_up(run)
+                parts = [F.cross_entropy(run.model(x[part]), y[part], reduction="sum") / n for part in (share(n, 0, 2), share(n, 1, 2))]
+                for part in parts: part.backward()
+                run.optimizer.step()
+                loss = sum(part.detach() for part in parts)
+            else: loss, _ = train.train_step(run, x, y, n)
+            losses.append(total(loss / world_size()).item())
+            run.progress.step, run.progress.batch = run.progress.step + 1, run.progress.batch + 1
+            if len(losses) == 20: return losses, torch.cat([p.detach().flatten() for p in run.model.parameters()])
+        run.progress.epoch += 1
+
+
+SCRIPT = """
+import json, sys, torch
+sys.path.insert(0, {tests!r})
+from test_distributed import twenty_steps
+from alexnet_nb.distributed import *
+with joined(find_world(), torch.device("cpu")):
+    for name, given in json.loads({given!r}).items():
+        losses, weights = twenty_steps(**given)
+        torch.save((losses, weights), f"{out}/{{name}}.{{rank()}}")
+"""
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    "Twenty steps in 64 and in 32 bits by two processes: {name: [(losses, weights) of each]}."
+    out = tmp_path_factory.mktemp("by_two")
+    given = {name: numbers(out, name) for name in ("float64", "float32")}
+    (out / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent), given=json.dumps(given), out=out))
+    code, _, err = ended(torchrun(out / "script.py"))
+    assert code == 0, err[-3000:]
+    return {name: [torch.load(out / f"{name}.{r}", weights_only=True) for r in (0, 1)] for name in given}
+
+
+def test_two_processes_are_one_in_64_bits(by_two, tmp_path):
+    losses, weights = twenty_steps(**numbers(tmp_path, "float64"))
+    for theirs, copied in by_two["float64"]:
+        assert len(theirs) == 20 and max(abs(a - b) for a, b in zip(losses, theirs)) < 1e-10
+        assert (weights - copied).abs().max() < 1e-10
+    assert losses[-1] != losses[0] and torch.equal(by_two["float64"][0][1], by_two["float64"][1][1])
+
+
+def test_in_32_bits_they_lie_no_further_than_a_split_batch(by_two, tmp_path):
+    given = numbers(tmp_path, "float32")
+    (_, alone), (_, split) = twenty_steps(**given), twenty_steps(**given, halves=True)
+    two = by_two["float32"][0][1]
+    assert 0 < (two - alone).norm() <= (split - alone).norm()
+
+
+# ---------------------------------------------------------------- whole runs
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    "Three epochs by two processes, dropout on, without a break."
+    out = tmp_path_factory.mktemp("straight")
+    said = train_by_two(*tiny(out, **THREE))
+    assert said.count("epoch 3 of 3") == 1 and "2 processes, by gloo: each batch of 8 is shared, 4 images to a process; the rate stays 0.01" in said
+    return out
+
+
+CLOCK = ("progress.seconds", "config.paths", "config.training.checkpoint_minutes")
+
+
+def test_one_writer(straight):
+    assert len(list((straight / "tblogs").iterdir())) == 1 and len(list((straight / "tblogs/run-001/train").iterdir())) == 1
+    assert [row["step"] for row in lines(straight)] == list(range(1, 3 * STEPS + 1)) and [row["epoch"] for row in lines(straight, "epochs")] == [1, 2, 3]
+    result = json.loads((straight / "results.json").read_text())
+    assert result["processes"] == 2 and result["train_images"] == 48 and result["test_images"] == 20 and sum(map(sum, result["confusion"])) == 20
+    assert len(load(straight / "models/alexnet_final.pkl")["random_others"]) == 1
+
+
+def test_stopped_and_resumed_by_two_it_is_the_same_run(straight, tmp_path):
+    code, out, err = ended(torchrun("-m", "alexnet_nb.train", *tiny(tmp_path, **THREE), "--minutes", "1e-9"))
+    assert code == 0 and "stopped (time is up) after 1 steps" in out, err[-2000:]
+    train_by_two("--resume", tmp_path / "models/alexnet_last.pkl", *tiny(tmp_path, **THREE))
+    a, b = (load(folder / "models/alexnet_final.pkl") for folder in (tmp_path, straight))
+    assert differences(a, b, but=CLOCK) == []
+    for kind in ("steps", "epochs"): assert lines(tmp_path, kind) == lines(straight, kind)
+
+
+def test_another_number_of_processes_goes_on(tmp_path, no_panels):
+    plain = tiny(tmp_path, **THREE, model__dropout=0.0, device__precision="fp32")
+    assert train.main([*plain, "--minutes", "1e-9"]) == 0
+    train_by_two("--resume", tmp_path / "models/alexnet_last.pkl", *plain, "--minutes", "1e-9")
+    assert load(tmp_path / "models/alexnet_last.pkl")["total_steps"] == 2
+    assert train.main(["--resume", str(tmp_path / "models/alexnet_last.pkl"), *plain]) == 0
+    alone = tmp_path / "alone"
+    assert train.main(tiny(alone, **THREE, model__dropout=0.0, device__precision="fp32")) == 0
+    ours, theirs = ([row["loss"] for row in lines(folder)] for folder in (tmp_path / "tblogs", alone))
+    assert len(ours) == 3 * STEPS and ours == pytest.approx(theirs, abs=1e-4)
+
+
+def children(pid: int) -> dict[int, int]:
+    "Ranks of a process's children and their numbers."
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((path / "stat").read_text().rpartition(")")[2].split()[1]) != pid: continue
+            env = dict(entry.partition("=")[::2] for entry in (path / "environ").read_text().split("\0"))
+        except OSError: continue
+        if "RANK" in env: found[int(env["RANK"])] = int(path.name)
+    return found
+
+
+def wait_for_steps(process: subprocess.Popen, out: Path, n: int) -> None:
+    "Until so many steps are in the log."
+    log, until = out / "tblogs/run-001/steps.jsonl", time.monotonic() + 200
+    while not (log.exists() and log.read_bytes().count(b"\n") >= n):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[1][-2000:]
+        time.sleep(0.005)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_again_after_one_is_killed(rank, straight, tmp_path):
+    process = torchrun("-m", "alexnet_nb.train", *tiny(tmp_path, **THREE, training__checkpoint_minutes=1e-9), options=["--max-restarts", "2"])
+    wait_for_steps(process, tmp_path, STEPS + 1)
+    os.kill(children(process.pid)[rank], signal.SIGKILL)
+    code, out, err = ended(process)
+    assert code == 0 and [out.count(f"epoch {e} of 3") for e in (1, 2, 3)] == [1, 1, 1], err[-3000:]  # it went on, and did not begin anew
+    assert differences(*(load(folder / "models/alexnet_final.pkl") for folder in (tmp_path, straight)), but=CLOCK) == []
+    for kind in ("steps", "epochs"): assert lines(tmp_path, kind) == lines(straight, kind)
+
+
+LAUNCHER = "import sys; from alexnet_nb.distributed import launch; sys.exit(launch(2, [sys.executable, '-m', 'alexnet_nb.train', *sys.argv[1:]]))"
+
+
+def launched(*argv) -> subprocess.Popen:
+    "What a config with two GPUs starts, on the CPU."
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+
+
+def test_a_signal_to_the_launcher_stops_all(tmp_path):
+    process = launched(*tiny(tmp_path, **THREE))
+    wait_for_steps(process, tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = ended(process)
+    assert code == 143 and "Traceback" not in err, err[-2000:]
+    assert out.splitlines()[-1].startswith("stopped (SIGTERM) after ") and load(tmp_path / "models/alexnet_last.pkl")["total_steps"] == len(lines(tmp_path))
+
+
+def test_bad_input_is_said_once(tmp_path):
+    code, _, err = ended(launched(*tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(tmp_path / "nowhere"))))
+    said = [line for line in err.splitlines() if "alexnet_train" in line]
+    assert code == 2 and len(said) == 1 and "no such folder" in said[0] and "Traceback" not in err, err[-2000:]
+
+
+@needs_proc
+def test_a_killed_process_takes_the_others_along(tmp_path):
+    process = launched(*tiny(tmp_path, **THREE))
+    wait_for_steps(process, tmp_path, 2)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    code, _, err = ended(process)
+    assert code == 1 and "Traceback" not in err and "go on with --resume" in err, err[-2000:]
+
+
+@needs_proc
+def test_processes_without_their_launcher_stop_with_a_checkpoint(tmp_path):
+    process = launched(*tiny(tmp_path, **THREE | dict(training__num_epochs=50)))
+    wait_for_steps(process, tmp_path, 2)
+    ours, until = children(process.pid), time.monotonic() + 100
+    process.kill()
+    while any(Path(f"/proc/{pid}").exists() for pid in ours.values()) and time.monotonic() < until: time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ours.values())
+    assert load(tmp_path / "models/alexnet_last.pkl")["total_steps"] == len(lines(tmp_path))
+
+
+# ---------------------------------------------------------------- several GPUs in a config
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    "torch claims to have two."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_ids_in_a_config_start_a_process_each(two_gpus, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(train, "launch", lambda size, command: asked.append((size, command)) or 0)
+    argv = [*tiny(tmp_path, device__use_cuda=True), "--set", "device.device_ids=[0, 1]"]
+    assert train.main(argv) == 0
+    assert asked == [(2, [sys.executable, "-m", "alexnet_nb.train", *argv])]
+
+
+def test_an_id_that_is_not_there_is_refused_before(two_gpus, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train, "launch", None)
+    assert train.main([*tiny(tmp_path, device__use_cuda=True), "--set", "device.device_ids=[0, 2]"]) == 2
+    assert "device.device_ids names GPU 2, but there are 2" in capsys.readouterr().err
+
+
+def test_fewer_images_than_processes(monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "world_size", lambda: 9)
+    monkeypatch.setattr(train, "by_leader", lambda work, then_all=False: work())
+    with pytest.raises(train.InputError, match="training.batch_size is 8, but 9 processes share it"): train.start(make_config(numbers(tmp_path, "float32")["config"]))

@@ -1,0 +1,146 @@
+"What happens to runs at the worst moments: the harness in small, and one test for every fault that it, or reading, has found."
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from common import LONG, STEPS, check_equal, class_folders, lines, load, run_without_panels, tiny
+
+from alexnet_nb import data, train
+from alexnet_nb.checkpoint import read_checkpoint, take_folders
+from alexnet_nb.data import Recipe
+from alexnet_nb.train import Diverged
+
+HERE = Path(__file__).parent
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
+
+
+@needs_fork
+def test_killed_stopped_and_crossed():
+    "Five kills, four signals, two runs on one folder; every run ends bit-equal to one that was left alone."
+    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "5", "--signals", "4"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert (report["kills"], report["signals"], report["refused"]) == (5, 4, 1) and report["runs_completed"] >= 1
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    "Four epochs without a break."
+    return run_without_panels(tmp_path_factory.mktemp("straight"), **LONG)
+
+
+def go_on(out: Path) -> int:
+    "Resume the last checkpoint."
+    return train.main(["--resume", str(out / "models" / "alexnet_last.pkl"), *tiny(out, **LONG)])
+
+
+class Killed(BaseException):
+    "Stands for kill -9."
+
+
+def test_killed_between_the_best_and_the_last_checkpoint(tmp_path, monkeypatch, straight, no_panels):
+    "The best one used to be linked after the last one: a run killed in between went on without it, and never wrote it again."
+    with monkeypatch.context() as m:
+        def die(source, target): raise Killed
+        m.setattr(train, "copy_checkpoint", die)
+        with pytest.raises(Killed): train.main([*tiny(tmp_path, **LONG), "--set", "training.checkpoint_minutes=1e-9"])
+    assert (tmp_path / "models" / "alexnet_best.pkl").exists() and load(tmp_path / "models" / "alexnet_last.pkl")["total_steps"] == STEPS
+    assert load(tmp_path / "models" / "alexnet_last.pkl")["epoch"] == 0
+    assert go_on(tmp_path) == 0
+    check_equal(tmp_path, straight)
+
+
+# ---------------------------------------------------------------- folders
+
+def test_a_folder_in_use_is_refused(tmp_path, capsys, no_panels):
+    out = tmp_path / "out"
+    (out / "models").mkdir(parents=True)
+    for held in (out, out / "models"):
+        with take_folders(held):
+            assert train.main(tiny(out, training__num_epochs=1)) == 2
+            assert f"{held}: another run writes there (process {os.getpid()} on " in capsys.readouterr().err
+    assert train.main(tiny(out, training__num_epochs=1)) == 0
+    assert not (out / ".running.json").exists() and not (out / "models" / ".running.json").exists()
+
+
+def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
+    code = f"import os, signal; from alexnet_nb.checkpoint import take_folders; held = take_folders({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=200).returncode == -9
+    assert (tmp_path / ".running.json").exists()
+    take_folders(tmp_path).close()
+
+
+def test_folder_taken_away_while_running(tmp_path, monkeypatch, capsys, no_panels):
+    "Checkpoints go on, in a folder made anew; the log begins anew and says so."
+    step, out = train.train_step, tmp_path / "out"
+    def remove_at_step_8(run, *args):
+        if run.progress.step == 8: shutil.rmtree(out)
+        return step(run, *args)
+    monkeypatch.setattr(train, "train_step", remove_at_step_8)
+    assert train.main(tiny(out, **LONG)) == 0
+    said = capsys.readouterr()
+    assert said.err.count("was taken away while the run went on; its logs begin anew") == 1
+    assert read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS and (out / "curves.png").exists()
+    assert [row["step"] for row in lines(out)] == list(range(9, 4 * STEPS + 1)) and json.loads((out / "results.json").read_text())["finished"]
+
+
+# ---------------------------------------------------------------- numbers that are none
+
+def test_weights_spoiled_by_an_update_are_never_saved(tmp_path, monkeypatch, capsys, no_panels):
+    "The loss of the step that spoils them is still good, so it is not the loss that tells."
+    step = train.train_step
+    def spoil_at_step_9(run, *args):
+        result = step(run, *args)
+        if run.progress.step == 8: run.model.features[8].weight.data[0, 0, 0, 0] = math.nan
+        return result
+    monkeypatch.setattr(train, "train_step", spoil_at_step_9)
+    assert train.main([*tiny(tmp_path, **LONG), "--set", "training.checkpoint_minutes=1e-9"]) == 1
+    assert "features.8.weight is not finite after step 9" in capsys.readouterr().err
+    kept = load(tmp_path / "models" / "alexnet_last.pkl")
+    assert kept["total_steps"] == 8 and all(w.isfinite().all() for w in kept["model"].values())
+
+
+def test_spoiled_weights_at_the_end_of_an_epoch_name_the_step(tmp_path, monkeypatch, no_panels):
+    step = train.train_step
+    def spoil(run, *args):
+        result = step(run, *args)
+        if run.progress.step == STEPS - 1: run.model.classifier[6].bias.data[0] = math.inf
+        return result
+    monkeypatch.setattr(train, "train_step", spoil)
+    from alexnet_nb.config import load_config
+    with pytest.raises(Diverged, match=f"classifier.6.bias is not finite after step {STEPS}"): train.fit(load_config(None, tiny(tmp_path)[1::2]), show_bar=False)
+
+
+@pytest.mark.parametrize("mean, std", [((0.5,) * 3, (0.2, 0.0, 0.2)), ((math.nan, 0, 0), (1, 1, 1)), ((0, 0, 0), (1, 1, math.inf)), ((0, 0, 0), (1, -1, 1))])
+def test_a_recipe_that_would_make_numbers_that_are_none(mean, std):
+    "Pictures of one colour have no deviation to divide by."
+    with pytest.raises(data.InputError, match="the numbers must be finite, and the second ones above 0"): Recipe(mean=mean, std=std)
+
+
+# ---------------------------------------------------------------- processes that load images
+
+def fatal(path):
+    "open_rgb, but one file kills the process that opens it."
+    if Path(path).name == "3.png" and Path(path).parent.name == "horse": os.kill(os.getpid(), signal.SIGKILL)
+    return OPEN(path)
+
+
+OPEN = data.open_rgb
+
+
+@needs_fork
+def test_a_worker_that_dies_names_its_file(tmp_path, monkeypatch, capsys, no_panels):
+    root = class_folders(tmp_path / "data")
+    monkeypatch.setattr(train, "fitting_pixels", lambda *args: None)
+    monkeypatch.setattr(data, "open_rgb", fatal)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__num_workers=2, data__train_images=None, data__val_images=8)
+    assert train.main(argv) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("alexnet_train: a process that loads images has died at ") and str(Path("horse") / "3.png") in said and "--resume" in said
