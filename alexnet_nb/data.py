@@ -10,13 +10,14 @@ __all__ = ['CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CIFAR10_ARCHIVE', 'CIFAR
            'usual_recipe', 'paper_recipe', 'split', 'PreparedImages', 'EpochBatches', 'make_loader', 'resize_pixels',
            'prepare_batch', 'stack_pixels', 'read_ahead', 'DeviceLoader']
 
-# %% ../nbs/01_data.ipynb #4a75b35a
+# %% ../nbs/01_data.ipynb #45210cc4
 import ctypes
 import errno
 import functools
 import gzip
 import hashlib
 import http.client
+import logging
 import math
 import os
 import re
@@ -164,7 +165,10 @@ def _in_words(path: str | Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno: return InputError(f"{path}: cannot be read ({error.strerror}); check the path")
     return error if isinstance(error, InputError) else InputError(f"{path}: damaged image ({one_line(str(error)[:200])}); {again}")
 
-# %% ../nbs/01_data.ipynb #dcb358d4
+# %% ../nbs/01_data.ipynb #0e2b1e82
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # some of its decoders log to stderr before they raise
+
+
 def open_rgb(path: str | Path,                   # an image file
              use: Callable = lambda image: image # what to make of it before a thread may open another one, if it is large
             ) -> Image.Image:

@@ -604,3 +604,17 @@ def test_a_folder_of_100_000_files(tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
         subprocess.run(["rm", "-r", str(folder)])
+
+
+def test_what_pillow_logs_does_not_reach_stderr(tmp_path):
+    "A TIFF that claims 2,560 values a pixel: Pillow logs an error of its own before it raises."
+    path = tmp_path / "many.tif"
+    Image.new("RGB", (8, 8)).save(path)
+    content, entry = path.read_bytes(), struct.pack("<HHI", 277, 3, 1)
+    at = content.index(entry) + len(entry)
+    path.write_bytes(content[:at] + struct.pack("<H", 2560) + content[at + 2:])
+    code = f"from alexnet_nb.data import open_rgb\ntry: open_rgb({str(path)!r})\nexcept Exception as e: print(type(e).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert (done.stdout, done.stderr) == ("InputError\n", "")
+    plain = subprocess.run([sys.executable, "-c", f"from PIL import Image\ntry: Image.open({str(path)!r})\nexcept Exception: pass"], capture_output=True, text=True, timeout=200)
+    assert "More samples per pixel" in plain.stderr  # Pillow alone does say it
