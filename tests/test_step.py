@@ -53,9 +53,9 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatc
     "Also when the loop looks only every six steps."
     plain, step = train.train_epoch, train.train_step
     monkeypatch.setattr(train, "train_epoch", lambda *args: plain(*args[:5], 6))
-    def spoiled(run, x, y):
+    def spoiled(run, *batch):
         if run.progress.step == 8: run.model.classifier[6].bias.data.fill_(math.nan)
-        return step(run, x, y)
+        return step(run, *batch)
     monkeypatch.setattr(train, "train_step", spoiled)
     with pytest.raises(RunError, match="nan at step 9 .*the last checkpoint is from before"): train.fit(config(tmp_path), show_bar=False)
     kept = read_checkpoint(tmp_path / "models" / "alexnet_last.pkl")
