@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HELD', 'DAMAGED', 'MOST_PICKLE', 'Count', 'ClassName', 'Channel', 'replacing', 'save_checkpoint', 'copy_checkpoint',
-           'remove_leftovers', 'read_held', 'take_folders', 'read_checkpoint', 'random_state', 'set_random_state',
-           'architecture', 'build_model', 'stored_recipe', 'stored_classes', 'group_state', 'rates_by_group',
-           'schedule_state', 'match_layout']
+           'save_json', 'remove_leftovers', 'read_held', 'take_folders', 'read_checkpoint', 'random_state',
+           'set_random_state', 'architecture', 'build_model', 'stored_recipe', 'stored_classes', 'group_state',
+           'rates_by_group', 'schedule_state', 'match_layout']
 
 # %% ../nbs/03b_checkpoint.ipynb #b34f1539
 import errno
@@ -38,7 +38,7 @@ from .config import InputError, RunError, Section, brief, make_config
 from .data import CLASSES, Recipe, usual_recipe
 from .model import AlexNet
 
-# %% ../nbs/03b_checkpoint.ipynb #e55417c3
+# %% ../nbs/03b_checkpoint.ipynb #a69e4327
 @contextmanager
 def replacing(path: Path,
               setting: str = "paths.checkpoint_dir" # that names the place, for the error line
@@ -51,8 +51,9 @@ def replacing(path: Path,
         yield part
         os.replace(part, path)
     except (OSError, RuntimeError) as e:
-        full = not getattr(e, "errno", None) and shutil.disk_usage(path.parent).free < 2**16  # torch's writer names no cause
-        reason = os.strerror(errno.ENOSPC if full else e.errno) if full or getattr(e, "errno", None) else str(e).splitlines()[0]
+        number = getattr(e, "errno", None)
+        if isinstance(e, RuntimeError) and shutil.disk_usage(path.parent).free < 2**16: number = errno.ENOSPC  # torch's writer names no cause
+        reason = os.strerror(number) if number else str(e).splitlines()[0]
         raise RunError(f"{path}: could not be written ({reason}); free some space or choose another {setting}") from None
     finally:
         with suppress(OSError): part.unlink(missing_ok=True)
@@ -65,12 +66,23 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
         f.flush()
         os.fsync(f.fileno())
 
-# %% ../nbs/03b_checkpoint.ipynb #ea41f370
+# %% ../nbs/03b_checkpoint.ipynb #3398e6c0
 def copy_checkpoint(source: Path, target: Path) -> None:
     "The same file under a second name; files are replaced whole, never changed, so they can share their bytes."
     with replacing(target) as part:
         try: os.link(source, part)
         except OSError: shutil.copyfile(source, part)  # a file system without hard links
+
+
+def save_json(path: Path, values: dict,
+              setting: str,              # that names the place, for the error line
+              indent: int | None = None
+             ) -> None:
+    "A JSON file, written as a checkpoint is. Raises `RunError`, and `ValueError` for NaN, which JSON does not know."
+    with replacing(path, setting) as part, open(part, "w", encoding="utf-8") as f:
+        json.dump(values, f, indent=indent, allow_nan=False)
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/03b_checkpoint.ipynb #4c3d151b
 def remove_leftovers(folder: str | Path) -> None:
@@ -88,24 +100,23 @@ def read_held(folder: Path) -> dict:
     except (OSError, ValueError, RecursionError): return {}
     return held if isinstance(held, dict) else {}
 
-# %% ../nbs/03b_checkpoint.ipynb #ae124674
+# %% ../nbs/03b_checkpoint.ipynb #2b3a3e2b
 def take_folders(*folders: str | Path,
                  launch: str | None = None # the same for all starts of one run: then the time of the first one stays
                 ) -> ExitStack:
     "Keep other runs out until the stack is closed. Raises `InputError` that names the run which has one of the folders."
-    taken = ExitStack()
-    for folder in dict.fromkeys(Path(f).resolve() for f in folders):
-        old = read_held(folder)
-        try: taken.enter_context(FileLock(folder / ".running.lock").acquire(timeout=0))
-        except Timeout:
-            taken.close()
-            who = f"process {old.get('process', '?')} on {old.get('machine', '?')}, since {old.get('started', '?')}"
-            raise InputError(f"{folder}: another run writes there ({who}); wait for it, stop it, or choose another folder under paths") from None
-        since = old["since"] if launch and old.get("launch") == launch and isinstance(old.get("since"), float) else time.time()
-        held = dict(process=os.getpid(), machine=socket.gethostname(), started=time.strftime("%Y-%m-%d %H:%M:%S"), since=since, launch=launch)
-        (folder / HELD).write_text(json.dumps(held), encoding="utf-8")
-        if launch is None: taken.callback((folder / HELD).unlink, missing_ok=True)  # else the next start wants to read it
-    return taken
+    with ExitStack() as taken:
+        for folder in dict.fromkeys(Path(f).resolve() for f in folders):
+            old = read_held(folder)
+            try: taken.enter_context(FileLock(folder / ".running.lock").acquire(timeout=0))
+            except Timeout:
+                who = f"process {old.get('process', '?')} on {old.get('machine', '?')}, since {old.get('started', '?')}"
+                raise InputError(f"{folder}: another run writes there ({who}); wait for it, stop it, or choose another folder") from None
+            since = old["since"] if launch and old.get("launch") == launch and isinstance(old.get("since"), float) else time.time()
+            held = dict(process=os.getpid(), machine=socket.gethostname(), started=time.strftime("%Y-%m-%d %H:%M:%S"), since=since, launch=launch)
+            (folder / HELD).write_text(json.dumps(held), encoding="utf-8")
+            if launch is None: taken.callback((folder / HELD).unlink, missing_ok=True)  # else the next start wants to read it
+        return taken.pop_all()
 
 # %% ../nbs/03b_checkpoint.ipynb #74bf9892
 DAMAGED = "damaged, cut short, or another kind of file"

@@ -312,12 +312,12 @@ def to_yaml(cfg: Config) -> str:
     "The configuration as YAML that `load_config` reads back."
     return yaml.safe_dump(cfg.model_dump(), sort_keys=False)
 
-# %% ../nbs/00_config.ipynb #ec0dda1b
+# %% ../nbs/00_config.ipynb #c3e2ebbf
 def pick_device(use_cuda: bool = True, # False keeps to the CPU
                 device_ids=(0,),       # GPU ids; read only where there is CUDA
                 place: int | None = None # of this process among those on this machine; None: it is alone
                ) -> torch.device:
-    "CUDA if there is one, else Apple's MPS, else the CPU. Several processes take the ids in turn, or all GPUs if only GPU 0 is named. Raises `InputError`."
+    "CUDA if there is one, else Apple's MPS, else the CPU. Of several processes each takes its own id, or all GPUs in turn if only GPU 0 is named. Raises `InputError`."
     if not use_cuda: return torch.device("cpu")
     if not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -325,8 +325,11 @@ def pick_device(use_cuda: bool = True, # False keeps to the CPU
     if place is None and len(ids) > 1:
         raise InputError(f"device.device_ids is {ids}: several GPUs need several processes, which alexnet_train starts in a shell; here give one id")
     if max(ids) >= count: raise InputError(f"device.device_ids names GPU {max(ids)}, but there are {count}, numbered from 0")
-    if place is not None and ids == [0]: ids = list(range(count))
-    return torch.device("cuda", ids[(place or 0) % len(ids)])
+    if len({*ids}) < len(ids): raise InputError(f"device.device_ids is {ids}: it names a GPU twice; give each once")
+    if place is None: return torch.device("cuda", ids[0])
+    if ids == [0]: return torch.device("cuda", place % count)
+    if place >= len(ids): raise InputError(f"device.device_ids is {ids}, but there are more processes on this machine; name a GPU for each")
+    return torch.device("cuda", ids[place])
 
 # %% ../nbs/00_config.ipynb #f8c16aad
 def describe_device(device: torch.device) -> str:

@@ -10,7 +10,7 @@ __all__ = ['CLASSES', 'IMAGENET_MEAN', 'IMAGENET_STD', 'CIFAR10_ARCHIVE', 'CIFAR
            'usual_recipe', 'paper_recipe', 'split', 'PreparedImages', 'EpochBatches', 'make_loader', 'resize_pixels',
            'prepare_batch', 'stack_pixels', 'read_ahead', 'DeviceLoader']
 
-# %% ../nbs/01_data.ipynb #45210cc4
+# %% ../nbs/01_data.ipynb #aa486fbb
 import ctypes
 import errno
 import functools
@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Sequence
 
+# %% ../nbs/01_data.ipynb #2428f067
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps, UnidentifiedImageError
@@ -650,7 +651,7 @@ def split(labels: np.ndarray, # int (N,)
     held[by_class[np.linspace(0, len(labels), val_images, endpoint=False).astype(int)]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 
-# %% ../nbs/01_data.ipynb #d11f2d37
+# %% ../nbs/01_data.ipynb #6d4b7d5b
 class PreparedImages(Dataset):
     "Gives (tensor, label, index) for a key (epoch, index); augments if it has a seed."
     def __init__(self, images: Images, recipe: Recipe, seed: int | None = None):
@@ -661,7 +662,7 @@ class PreparedImages(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int]:
         epoch, i = key
-        if worker := get_worker_info(): self.at[worker.id] = torch.tensor([os.getpid(), i])
+        if worker := get_worker_info(): self.at[worker.id % len(self.at)] = torch.tensor([os.getpid(), i])
         chance = None if self.seed is None else augmentation(self.seed, epoch, i)
         return prepare(self.images[i], self.recipe, chance), int(self.images.labels[i]), i
 
@@ -702,7 +703,7 @@ def _quiet_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, later)
     torch.set_num_threads(1)
 
-# %% ../nbs/01_data.ipynb #83b4b943
+# %% ../nbs/01_data.ipynb #62c66742
 def _collate(items: list, size: int):
     "A batch of prepared pictures; this process's part of a small batch may be empty."
     if items: return default_collate(items)
@@ -730,7 +731,7 @@ def make_loader(dataset: PreparedImages,
                ) -> DataLoader:
     "A `DataLoader` that leaves torch's global random state alone."
     return _ImageLoader(dataset, batch_sampler=batches, num_workers=min(num_workers, os.cpu_count() or 1), pin_memory=pin_memory,
-                       worker_init_fn=_quiet_worker, generator=torch.Generator(), collate_fn=functools.partial(_collate, size=dataset.recipe.size))
+                        worker_init_fn=_quiet_worker, generator=torch.Generator(), collate_fn=functools.partial(_collate, size=dataset.recipe.size))
 
 # %% ../nbs/01_data.ipynb #dde4be80
 def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:

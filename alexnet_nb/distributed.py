@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['share', 'World', 'find_world', 'rank', 'world_size', 'leader', 'backend', 'joined', 'total', 'agree', 'gather',
-           'by_leader', 'replicated', 'own_stream', 'launch', 'orphaned']
+           'by_leader', 'lost_peer', 'replicated', 'own_stream', 'launch', 'orphaned']
 
 # %% ../nbs/03c_distributed.ipynb #69d60161
 import os
@@ -124,6 +124,12 @@ def by_leader(work: Callable[[], Any],
     if error is not None: raise error
     if code: raise SystemExit(code)
     return work() if then_all and not leader() else result
+
+# %% ../nbs/03c_distributed.ipynb #08c24508
+def lost_peer(error: Exception) -> bool:
+    "Whether an error says that another process of the group is gone."
+    if world_size() == 1: return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)
 
 # %% ../nbs/03c_distributed.ipynb #849b0818
 def replicated(model: nn.Module, device: torch.device) -> nn.Module:

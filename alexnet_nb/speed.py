@@ -13,7 +13,7 @@ __all__ = ['TYPES', 'PAUSE', 'SMALL', 'GOALS', 'FLOOR_GOALS', 'H100_GOALS', 'PAR
            'measure_row', 'format_row', 'markdown_table', 'measure_memory', 'stairs', 'measure_staircase', 'run_bench',
            'describe', 'pick_precisions', 'pick_bench_device', 'main']
 
-# %% ../nbs/06_speed.ipynb #4c73c977
+# %% ../nbs/06_speed.ipynb #3ede04ea
 import argparse
 import datetime
 import gc
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from .checkpoint import replacing, save_checkpoint
+from .checkpoint import save_checkpoint, save_json
 from .config import PRECISIONS, InputError, RunError, describe_device, make_config, pick_device, pick_precision, reuse_memory, run_command
 from .data import IMAGENET_MEAN, IMAGENET_STD, Images, drawings, image_files
 from .inference import load_classifier, predict_files
@@ -553,7 +553,7 @@ class Bench:
         for side in (self.usual, self.ours, self.same):
             if side: side.close()
 
-# %% ../nbs/06_speed.ipynb #c712b8cf
+# %% ../nbs/06_speed.ipynb #b1cd0f95
 def too_late(bench: Bench, what: str) -> bool:
     "Is time up? Then note what is left out."
     if time.monotonic() < bench.until: return False
@@ -564,7 +564,7 @@ def too_late(bench: Bench, what: str) -> bool:
 def write_result(bench: Bench) -> None:
     "The JSON file, whole at any time."
     if bench.path is None: return
-    with replacing(bench.path, "--results") as part: part.write_text(json.dumps(bench.result), encoding="utf-8")
+    save_json(bench.path, bench.result, "--results")
 
 # %% ../nbs/06_speed.ipynb #0bbbbd92
 def go_on(bench: Bench) -> Rates:

@@ -10,9 +10,8 @@ __all__ = ['RESUME_MAY_CHANGE', 'rescale_velocity', 'make_optimizer', 'make_sche
            'prediction_figure', 'write_panels', 'write_hparams', 'Stopped', 'StopFlag', 'stop_on_signals', 'Note',
            'read_notes', 'note_steps', 'train_epoch', 'finish_epoch', 'check_weights', 'warn_if_stuck', 'next_rate',
            'checkpoint_of', 'restore', 'model_path', 'save_last', 'train_all', 'fit_linear', 'linear_accuracy',
-           'versions', 'summarise', 'baseline', 'save_final', 'write_summary', 'report', 'finish', 'explain',
-           'plain_errors', 'Result', 'launch_name', 'take_places', 'open_log', 'open_run', 'fit', 'resume_config',
-           'main']
+           'versions', 'summarise', 'baseline', 'save_final', 'report', 'finish', 'explain', 'plain_errors', 'Result',
+           'launch_name', 'take_places', 'open_log', 'open_run', 'fit', 'resume_config', 'main']
 
 # %% ../nbs/04_train.ipynb #b6d448ce
 import argparse
@@ -32,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-# %% ../nbs/04_train.ipynb #fb3966ca
+# %% ../nbs/04_train.ipynb #695b57ad
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,12 +40,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .checkpoint import (architecture, build_model, copy_checkpoint, group_state, match_layout, random_state, rates_by_group, read_checkpoint,
-                                   read_held, remove_leftovers, replacing, save_checkpoint, schedule_state, set_random_state, stored_classes, stored_recipe, take_folders)
+                                   read_held, remove_leftovers, replacing, save_checkpoint, save_json, schedule_state, set_random_state, stored_classes, stored_recipe, take_folders)
 from .config import (PRECISIONS, Config, InputError, PathsConfig, RunError, describe_device, load_config, make_config, merge, one_line, parse_overrides, pick_device,
                                pick_precision, read_config_file, reuse_memory, run_command, set_seed, to_yaml)
 from .data import (DeviceLoader, EpochBatches, Images, PreparedImages, Recipe, check_images, colour_statistics, drawings, make_loader,
                              paper_recipe, read_cifar10, read_folder, split, stack_pixels, usual_recipe)
-from .distributed import (agree, by_leader, find_world, gather, joined, launch, leader, orphaned, own_stream, rank, replicated, share, total,
+from .distributed import (agree, by_leader, find_world, gather, joined, launch, leader, lost_peer, orphaned, own_stream, rank, replicated, share, total,
                                     world_size)
 from .model import AlexNet
 
@@ -747,12 +746,7 @@ def save_final(run: Run) -> None:
         for path in same: copy_checkpoint(final, path)
     by_leader(write)
 
-# %% ../nbs/04_train.ipynb #10f9f4fe
-def write_summary(summary: dict, path: Path, setting: str) -> None:
-    "A run's summary as a JSON file."
-    with replacing(path, setting) as part: part.write_text(json.dumps(summary), encoding="utf-8")
-
-
+# %% ../nbs/04_train.ipynb #e853ba31
 def report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
     "What came of a run: printed, drawn to `curves.png`, written to `results.json`."
     print(f"test: accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on {len(test.labels)} images the network has never seen")
@@ -765,7 +759,7 @@ def report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
     with replacing(Path(run.cfg.paths.output_dir) / "curves.png", "paths.output_dir") as part:
         draw_curves(summary["steps"], summary["epochs"]).savefig(part, dpi=120, format="png")
     log.flush()
-    write_summary(summary, Path(run.cfg.paths.output_dir) / "results.json", "paths.output_dir")
+    save_json(Path(run.cfg.paths.output_dir) / "results.json", summary, "paths.output_dir")
     return summary
 
 
@@ -777,7 +771,7 @@ def finish(run: Run, log: Log | NoLog, began: float, after_batch: Callable[[], N
     print(f"wrote {model_path(run, 'final')} and {Path(run.cfg.paths.output_dir) / 'curves.png'}")
     return summary
 
-# %% ../nbs/04_train.ipynb #47494e6e
+# %% ../nbs/04_train.ipynb #2e7a82aa
 def explain(error: Exception, batch_size: int) -> str | None:
     "One line for what goes wrong while a run computes; None for what we know nothing about."
     text = str(error).strip()
@@ -786,7 +780,7 @@ def explain(error: Exception, batch_size: int) -> str | None:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
             words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
         return f"out of memory with batches of {batch_size} images; halve training.batch_size"
-    if isinstance(error, torch.distributed.DistError) or (world_size() > 1 and ("gloo" in text or "Connection" in text)):
+    if lost_peer(error):
         return "another process of this run has ended, see what it said; go on with --resume"
     return None
 
@@ -850,7 +844,7 @@ def open_run(cfg: Config, checkpoint: dict | None) -> tuple[Run, Log | NoLog]:
     print(f"logs: tensorboard --logdir {Path(cfg.paths.log_dir).resolve()}")
     return run, log
 
-# %% ../nbs/04_train.ipynb #72902f45
+# %% ../nbs/04_train.ipynb #60212441
 def fit(cfg: Config,
         checkpoint: dict | None = None,  # go on from here
         minutes: float = math.inf,       # stop, saved, after so many
@@ -871,7 +865,7 @@ def fit(cfg: Config,
             save_last(run)
             print(f"stopped ({stop}) after {run.progress.step} steps; go on with --resume {model_path(run, 'last')}")
             summary = summarise(run, None, time.monotonic() - began) if leader() else None
-            if leader(): write_summary(summary, Path(cfg.paths.output_dir) / "results.json", "paths.output_dir")
+            if leader(): save_json(Path(cfg.paths.output_dir) / "results.json", summary, "paths.output_dir")
             return Result(run, False, stop.code, summary)
         finally: log.close()
 
@@ -921,7 +915,7 @@ def _to_resume(args: argparse.Namespace, cfg: Config) -> str | Path | None:
     if world and world.restarts and last.exists() and held.get("launch") == launch_name() and last.stat().st_mtime >= held["since"]: return last
     return args.resume
 
-# %% ../nbs/04_train.ipynb #be245108
+# %% ../nbs/04_train.ipynb #08a97593
 def _train(args: argparse.Namespace) -> int:
     "The work of `alexnet_train` in one process, alone or of several; the exit code."
     given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set))
@@ -937,17 +931,27 @@ def _train(args: argparse.Namespace) -> int:
         check_writable(Path(args.results).parent)
     print(to_yaml(cfg))
     result = fit(cfg, checkpoint, args.minutes)
-    if args.results and leader(): write_summary(result.summary, Path(args.results), "--results")
+    if args.results and leader(): save_json(Path(args.results), result.summary, "--results")
     return result.exit_code
 
-# %% ../nbs/04_train.ipynb #89f6b698
+# %% ../nbs/04_train.ipynb #0531b5d9
+def _devices(args: argparse.Namespace) -> Config:
+    "A config whose device section is that of the run: as given, over what the checkpoint stores."
+    cfg = load_config(args.config, args.set)
+    stored = read_checkpoint(args.resume, mapped=True).get("config", {}).get("device") if args.resume else None
+    if not isinstance(stored, dict): return cfg
+    given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set))
+    return make_config({"device": stored | given.get("device", {})}, str(args.resume))
+
+
 def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
     "`_train` alone, in the group that torchrun started, or in processes of our own if the config names several GPUs."
-    world, device = find_world(), load_config(args.config, args.set).device
-    if world is None and device.use_cuda and torch.cuda.is_available() and len(device.device_ids) > 1:
-        pick_device(True, device.device_ids, 0)  # an id that is not there is said once, here
-        return launch(len(device.device_ids), [sys.executable, "-m", "alexnet_nb.train", *argv])
-    with joined(world, run_device(load_config(args.config, args.set))):
+    world, cfg = find_world(), _devices(args)
+    ids = cfg.device.device_ids
+    if world is None and cfg.device.use_cuda and torch.cuda.is_available() and len(ids) > 1:
+        pick_device(True, ids, 0)  # an id that is not there is said once, here
+        return launch(len(ids), [sys.executable, "-m", "alexnet_nb.train", *argv])
+    with joined(world, run_device(cfg)):
         try: return _train(args)
         except (InputError, Diverged) as e:
             if leader(): raise

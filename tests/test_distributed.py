@@ -266,6 +266,16 @@ def test_ids_in_a_config_start_a_process_each(two_gpus, monkeypatch, tmp_path):
     assert asked == [(2, [sys.executable, "-m", "alexnet_nb.train", *argv])]
 
 
+def test_a_run_on_two_gpus_is_resumed_on_two(two_gpus, monkeypatch, tmp_path, trained):
+    "The checkpoint says so, and nobody has to say it again."
+    stored = load(trained / "models/alexnet_last.pkl")
+    stored["config"]["device"] |= dict(use_cuda=True, device_ids=[1, 0])
+    torch.save(stored, tmp_path / "two.pkl")
+    asked = []
+    monkeypatch.setattr(train, "launch", lambda size, command: asked.append(size) or 0)
+    assert train.main(["--resume", str(tmp_path / "two.pkl")]) == 0 and asked == [2]
+
+
 def test_an_id_that_is_not_there_is_refused_before(two_gpus, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(train, "launch", None)
     assert train.main([*tiny(tmp_path, device__use_cuda=True), "--set", "device.device_ids=[0, 2]"]) == 2
