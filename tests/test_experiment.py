@@ -3,6 +3,7 @@ import copy
 import errno
 import json
 import math
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from common import class_folders, snapshot
 from PIL import Image
 
 from alexnet_nb import experiment as X
+from alexnet_nb.checkpoint import take_folders
 from alexnet_nb.config import InputError, make_config
 from alexnet_nb.cuda_convnet import NETS
 from alexnet_nb.data import CLASSES, drawings
@@ -283,6 +285,14 @@ def test_a_full_disk_leaves_the_former_file(known, monkeypatch, capsys):
     assert run("pair", "--seeds", "0", "1") == 1
     assert "No space left" in capsys.readouterr().err and Path("r.json").read_bytes() == before
     assert not list(Path().glob(".r.json*"))
+
+
+def test_a_second_run_on_the_folder_is_refused(known, capsys):
+    "It would write over the first one's states; the line names the process that has them."
+    assert run("race") == 0
+    before = snapshot(Path("states/race-tiny"))
+    with take_folders("states/race-tiny"): assert run("race") == 2
+    assert f"another run writes there (process {os.getpid()} on" in capsys.readouterr().err and snapshot(Path("states/race-tiny")) == before
 
 
 def test_default_place(monkeypatch):
