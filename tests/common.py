@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_nb import train
+from alexnet_nb.config import InputError
 from alexnet_nb.data import CLASSES, drawings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,10 +56,18 @@ def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, "-m", f"alexnet_nb.{module}", *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
 
 
+def refused(work, *args, words=()) -> str:
+    "The line with which `work` refuses its arguments: one, visible, not too long, with these words."
+    with pytest.raises(InputError) as e: work(*args)
+    line = str(e.value)
+    assert line.isprintable() and len(line) < 3000 and all(word in line for word in words), line
+    return line
+
+
 def snapshot(folder: Path) -> dict:
     "Every file below a folder: its bytes, as a digest, and the time it was last written; without the empty files that locks leave."
     return {str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
-            for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".running.lock"}
+            for p in sorted(folder.rglob("*")) if p.is_file() and (p.name != ".running.lock" or p.stat().st_size)}
 
 
 def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from watch import Evil, Watch
 
 SECONDS, MEGABYTES = 10, 2000  # what an input may cost at most
 BATCH = 100                    # pictures in a folder
@@ -280,11 +281,6 @@ BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data
 FOLDER = "cifar-10-batches-py"
 
 
-class Marks:
-    "Unpickled, this writes the file `marker` in the current folder."
-    def __reduce__(self): return Path.touch, (Path("marker"),)
-
-
 def batch(k: int) -> bytes:
     "A batch of two pictures, in the form of CIFAR-10's."
     data = np.random.default_rng(k).integers(0, 256, (2, 3072), dtype=np.uint8)
@@ -306,7 +302,7 @@ def evil_members(out: tarfile.TarFile, rng) -> None:
         info = tarfile.TarInfo(places[rng.integers(len(places))])
         info.type = kinds[rng.integers(len(kinds))]
         info.linkname = str(rng.choice(["../..", "/etc/passwd", "/tmp", "..", ".", FOLDER, "data_batch_1", f"{FOLDER}/data_batch_1", "x" * 200]))
-        info.mode, body = int(rng.choice([0o644, 0o4777, 0])), pickle.dumps(Marks())
+        info.mode, body = int(rng.choice([0o644, 0o4777, 0])), pickle.dumps(Evil())
         if info.type == tarfile.REGTYPE: info.size = len(body)
         with contextlib.suppress(ValueError, UnicodeError): out.addfile(info, io.BytesIO(body))
 
@@ -355,7 +351,7 @@ def archive(seed: int, number: int) -> tuple[str, dict[str, bytes], bytes | None
     form = int(rng.choice([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT]))
     if way == "members": return way, members, packed(members, (lambda tar: evil_members(tar, rng), rng.random() < .5), form=form)
     if way in ("pickle", "folder"):   # a folder is there already, unpacked by whoever; one file of it was changed
-        spoiled = [pickle.dumps(Marks()), pickle.dumps({"data": Marks(), "labels": []}), mutated(members[name], rng, list(members.values())), b""]
+        spoiled = [pickle.dumps(Evil()), pickle.dumps({"data": Evil(), "labels": []}), mutated(members[name], rng, list(members.values())), b""]
         members[name] = spoiled[rng.integers(4)]
         return way, members, packed(members, form=form) if way == "pickle" else None
     data = packed(members, form=form)
@@ -365,37 +361,6 @@ def archive(seed: int, number: int) -> tuple[str, dict[str, bytes], bytes | None
 
 
 # ---------------------------------------------------------------- in the child: one input after another, watched
-
-
-class Watch:
-    "Notes what a process does that nobody asked for: writes outside `allowed`, other programs, unpickled names, the network."
-    EVENTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pickle.find_class", "socket.connect", "os.startfile"}
-    CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod", "os.chown"}
-
-    def __init__(self):
-        self.on, self.allowed, self.seen = False, None, []
-        sys.addaudithook(self.hook)
-
-    def hook(self, event: str, args: tuple) -> None:
-        if not self.on: return
-        if event in self.EVENTS: self.seen.append(f"{event} {str(args)[:80]}")
-        elif event == "open" and isinstance(args[0], (str, bytes)):
-            writes = any(c in (args[1] or "") for c in "wax+") or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if writes: self.place(event, args[0])
-        elif event in self.CHANGES and args[-1] == -1:   # relative to the current folder, or absolute
-            for path in args[:2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
-                if isinstance(path, (str, bytes)): self.place(event, path)
-
-    def place(self, event: str, path) -> None:
-        real = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path))))
-        if os.fsdecode(path) == os.devnull: return
-        if self.allowed is None or os.path.commonpath([real, self.allowed]) != str(self.allowed): self.seen.append(f"{event} {os.fsdecode(path)!r}")
-
-    @contextlib.contextmanager
-    def look(self, allowed: Path | None = None):
-        self.on, self.allowed, self.seen = True, allowed and os.path.realpath(allowed), []
-        try: yield self.seen
-        finally: self.on = False
 
 
 def answer(call) -> tuple[str, object]:

@@ -29,6 +29,9 @@ import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
+from common import settings
+from watch import Evil, Watch
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -325,19 +328,13 @@ def legacy(program: bytes, keys=("0",), numbers: bytes = bytes(16)) -> bytes:
     return dump(0x1950a86a20f9469cfc6c) + dump(1001) + dump({"little_endian": True}) + program.replace(b"tQ", b"NtQ") + dump(list(keys)) + struct.pack("<q", len(numbers) // 4) + numbers
 
 
-class Trojan:
-    "Unpickled the plain way it leaves a file behind."
-    def __init__(self, marker): self.marker = marker
-    def __reduce__(self): return os.system, (f"touch {self.marker}",)
-
-
 def other_file(r: random.Random, base: dict[str, bytes], marker: Path) -> bytes:
     "A file of another kind under a checkpoint's name."
     out = io.BytesIO()
     how = r.randrange(9)
-    if how == 0: return pickle.dumps({"model": Trojan(marker)}, r.randrange(6))
-    if how == 1: return saved({"model": Trojan(marker)})
-    if how == 2: return saved({"model": Trojan(marker)}, _use_new_zipfile_serialization=False)
+    if how == 0: return pickle.dumps({"model": Evil(marker)}, r.randrange(6))
+    if how == 1: return saved({"model": Evil(marker)})
+    if how == 2: return saved({"model": Evil(marker)}, _use_new_zipfile_serialization=False)
     if how == 3:
         with tarfile.open(fileobj=out, mode="w") as tar:
             for name in ("storages", "tensors", "pickle", "../../out", "/tmp/out"):
@@ -459,21 +456,8 @@ class Lab:
     "What one child has in hand: a folder to write to, an honest run, and a watch over what is done."
     def __init__(self, base: Path):
         self.base, self.work = base, base / "work"
-        self.marker, self.faults, self.watching = base / "marker", [], False
+        self.marker, self.faults, self.watch = base / "marker", [], Watch()
         (base / "precious.txt").write_text("must stay as it is")
-        sys.addaudithook(self.audit)
-
-    def audit(self, event: str, arguments) -> None:
-        "Python tells of what is about to be done; what no input may cause is noted."
-        if not self.watching: return
-        if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "socket.connect", "pty.spawn", "ctypes.dlopen", "webbrowser.open"): self.faults.append(f"{event} {str(arguments)[:200]}")
-        written = None
-        if event == "open" and isinstance(arguments[0], (str, bytes)) and (set("wxa+") & set(arguments[1] or "") or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)): written = arguments[0]
-        if event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"): written = arguments[0]
-        if event in ("os.rename", "os.link", "os.symlink"): written = arguments[1]
-        if written is None or isinstance(written, int): return
-        place = os.path.abspath(os.fsdecode(written))
-        if not place.startswith((str(self.work) + os.sep, "/dev/null")) and place != str(self.work): self.faults.append(f"{event} {place}")
 
     def honest(self) -> None:
         "A run that stopped in the middle of its second and last epoch, and a picture."
@@ -537,9 +521,6 @@ def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
         resumed = lab.call("alexnet_train", train.main, ["--resume", str(path), "--minutes", "0.03", *settings({k: v for k, v in (TINY | lab.paths(lab.work / "out")).items() if not k.startswith("model")})])
         return dict(read=read, predict=predicted, resume=resumed)
     return dict(what=what, work=work)
-
-
-def settings(values: dict) -> list[str]: return [part for k, v in values.items() for part in ("--set", f"{k}={json.dumps(v)}")]
 
 
 def one_config(lab: Lab, seed: int, number: int) -> dict:
@@ -654,16 +635,17 @@ def attempt(lab: Lab, kind: str, seed: int, number: int) -> dict:
     made = KINDS[kind](lab, seed, number)  # what fails here is a mistake of ours, and ends everything
     before, lab.faults[:] = lab.outside(), []
     forget_peak()
-    began, lab.watching, done = time.process_time(), True, {}
+    began, done = time.process_time(), {}
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    try: done = made["work"]()
+    try:
+        with lab.watch.look(lab.work) as seen: done = made["work"]()
     except TooLong: lab.faults.append(f"more than {SECONDS} seconds: {traceback.format_exc()[-600:]}")
     except Exception as e:
         if isinstance(e, (MemoryError, RecursionError)): e.__traceback__ = e.__traceback__ and e.__traceback__.tb_next
         lab.faults.append("".join(traceback.format_exception(e))[-900:])
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        lab.watching = False
+        lab.faults += seen
     seconds, most = time.process_time() - began, peak()
     after = lab.outside()
     if most > MEGABYTES: lab.faults.append(f"{most} MB")

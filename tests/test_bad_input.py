@@ -24,6 +24,7 @@ import torch
 from common import STEPS, TINY, class_folders, command, load, save_drawings, settings, snapshot, tiny
 from PIL import Image
 from torch.utils.data import get_worker_info
+from watch import Evil
 
 from alexnet_nb import checkpoint, data, inference, train
 from alexnet_nb.config import InputError, load_config
@@ -309,12 +310,6 @@ def test_data_folder_that_cannot_be_made(tmp_path, refused):
 
 
 # ---------------------------------------------------------------- checkpoint
-
-class Evil:
-    "Pickled, this writes a file when it is read back."
-    def __init__(self, path): self.path = str(path)
-    def __reduce__(self): return Path.touch, (Path(self.path),)
-
 
 def bad_checkpoint(kind: str, path: Path, good: Path) -> str:
     "Write a bad checkpoint; the line that refuses it."
@@ -658,7 +653,7 @@ def test_dead_worker(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data.PreparedImages, "__getitem__", die)
     assert train.main(tiny(tmp_path, data__loader="workers", data__num_workers=1)) == 1
     err = capsys.readouterr().err
-    assert re.fullmatch(r"alexnet_train: a process that loads images has died \(DataLoader worker \(pid.*\); .*; go on with --resume", err.splitlines()[-1])
+    assert re.fullmatch(r"alexnet_train: a process that loads images has died \(DataLoader worker \(pid.*\); take the file away if it does so again, or lower data\.num_workers; go on with --resume", err.splitlines()[-1])
     assert "Traceback" not in err
 
 

@@ -70,6 +70,7 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys, no_panels):
     assert not (out / ".running.json").exists() and not (out / "models" / ".running.json").exists()
 
 
+@needs_fork
 def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
     code = f"import os, signal; from alexnet_nb.checkpoint import take_folders; held = take_folders({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], timeout=200).returncode == -9
