@@ -6,8 +6,8 @@
 __all__ = ['Fraction', 'Positive', 'PathText', 'MOST_YAML', 'CONFIG_DIR', 'PRECISIONS', 'InputError', 'RunError', 'brief',
            'one_line', 'Section', 'ModelConfig', 'TrainingConfig', 'DataConfig', 'PathsConfig', 'DeviceConfig',
            'Config', 'parse_yaml', 'config_path', 'read_config_file', 'make_config', 'merge', 'parse_overrides',
-           'load_config', 'to_yaml', 'pick_device', 'describe_device', 'pick_precision', 'reuse_memory', 'set_seed',
-           'run_command', 'read_results']
+           'given_values', 'load_config', 'to_yaml', 'pick_device', 'describe_device', 'pick_precision', 'reuse_memory',
+           'set_seed', 'out_of_memory', 'run_command', 'read_results']
 
 # %% ../nbs/00_config.ipynb #92699f4a
 import ctypes
@@ -298,14 +298,18 @@ def parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
         given.setdefault(section, {})[name] = parse_yaml(value, f"--set {key[:200]}")
     return given
 
-# %% ../nbs/00_config.ipynb #eb8cc53b
+# %% ../nbs/00_config.ipynb #c159d766
+def given_values(source: str | Path | None = None, overrides=()) -> dict:
+    "What a config file and the command line say, the command line stronger, as a dictionary of sections; its values are not yet checked."
+    return merge(read_config_file(source) if source is not None else {}, parse_overrides(overrides))
+
+
 def load_config(source: str | Path | None = None, # a name, a path, or None for the defaults
                 overrides=()                      # texts such as `training.seed=1`, stronger than the file
                ) -> Config:
     "The effective configuration: command line over file over default."
-    given = read_config_file(source) if source is not None else {}
-    make_config(merge(given), str(source))
-    return make_config(merge(given, parse_overrides(overrides)), "--set" if overrides else str(source))
+    if source is not None: make_config(given_values(source), str(source))
+    return make_config(given_values(source, overrides), "--set" if overrides else str(source))
 
 # %% ../nbs/00_config.ipynb #04ce5a86
 def to_yaml(cfg: Config) -> str:
@@ -369,12 +373,16 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #e3c9d618
+# %% ../nbs/00_config.ipynb #71aba9f7
+def out_of_memory(e: Exception) -> bool:
+    "Whether an error says that memory ran out; torch has several ways to put it."
+    return isinstance(e, MemoryError) or any(words in str(e) for words in ("out of memory", "not enough memory", "can't allocate memory"))
+
+
 def _machine_failure(e: Exception) -> str | None:
     "One line for what memory, disk or a killed process did; None for anything else."
     text = str(e)
-    if isinstance(e, MemoryError) or any(s in text for s in ("out of memory", "not enough memory", "can't allocate memory")):
-        return "out of memory; halve training.batch_size"
+    if out_of_memory(e): return "out of memory; halve training.batch_size"
     if "DataLoader worker" in text and "Caught" not in text:
         return "a data worker died, perhaps for lack of memory; lower data.num_workers, then go on with --resume"
     if isinstance(e, OSError) and e.errno:

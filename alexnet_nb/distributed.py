@@ -6,7 +6,8 @@
 __all__ = ['share', 'World', 'find_world', 'rank', 'world_size', 'leader', 'backend', 'joined', 'total', 'agree', 'gather',
            'by_leader', 'lost_peer', 'replicated', 'own_stream', 'launch', 'orphaned']
 
-# %% ../nbs/03c_distributed.ipynb #69d60161
+# %% ../nbs/03c_distributed.ipynb #28cea2fe
+import math
 import os
 import signal
 import socket
@@ -157,16 +158,18 @@ def _environment(rank: int, size: int, port: str) -> dict[str, str]:
     return os.environ | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
                              MASTER_PORT=port, ALEXNET_LAUNCHER=str(os.getpid()))
 
-# %% ../nbs/03c_distributed.ipynb #d8c9787a
+# %% ../nbs/03c_distributed.ipynb #9f7f4e9c
 def _wait(children: list[subprocess.Popen], patience: float) -> int:
-    "Until all have ended; once one has failed, the others have so many seconds. The exit code of the first that failed."
-    code, since = 0, None
+    "Until all have ended. Once one has failed, the others may end by themselves, are asked to soon after, and killed when so many seconds are over. The exit code of the first that failed."
+    code, since, asked = 0, math.inf, False
     while None in [child.poll() for child in children]:
         failed = [child.returncode for child in children if child.returncode]
-        if failed and since is None:
-            code, since = failed[0], time.monotonic()
+        if failed and not code: code, since = failed[0], time.monotonic()
+        waited = time.monotonic() - since
+        if waited > min(2.0, patience / 2) and not asked:  # not at once: stopped by a signal all end, and the leader, which has files to write, ends last
+            asked = True
             for child in children: child.terminate()
-        if since is not None and time.monotonic() - since > patience:
+        if waited > patience:
             for child in children: child.kill()
         time.sleep(0.05)
     return code or next((child.returncode for child in children if child.returncode), 0)
@@ -185,6 +188,8 @@ def launch(size: int,
         for r in range(size): children.append(subprocess.Popen(command, env=_environment(r, size, port), start_new_session=True))
         code = _wait(children, patience)
     finally:
+        for child in children:
+            if child.poll() is None: child.terminate()  # another could not be started
         for s, handler in before.items(): signal.signal(s, handler)
     if code < 0: print(f"a process of this run was ended by {signal.Signals(-code).name}; go on with --resume", file=sys.stderr)
     return 1 if code < 0 else code

@@ -426,12 +426,12 @@ def forget(folder: Path) -> None:
     "Remove the states and checkpoints below a folder; logs stay."
     for path in folder.rglob("*.pkl"): path.unlink()
 
-# %% ../nbs/07b_experiment.ipynb #ddf20493
+# %% ../nbs/07b_experiment.ipynb #93f91351
 def run_trial(lab: Lab, arm: str, seed: int, limit: int) -> None:
     "One trial from where it stands to its end, or to `limit` epochs. Raises `Stopped` if asked to stop; its state is then kept."
     trials, work = lab.results["trials"], dict(convnet=convnet_trial, alexnet=alexnet_trial)[lab.experiment.kind]
     if (trial := find_trial(trials, arm, seed)) is None: trials.append(trial := new_trial(arm, seed))
-    check_writable(lab.place(trial))
+    check_writable(lab.place(trial), where="for --output")
     trial |= dict(stopped=None, finished=False)
     with tqdm(total=limit, desc=f"{arm}, seed {seed}", unit="epoch", mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
         def after_epoch():
@@ -469,14 +469,14 @@ def same_identity(path: Path, mine: dict) -> dict | None:
         raise InputError(f"{path}: its {'.'.join(map(str, error['loc']))} is {brief(error['input'])}, which no experiment writes ({error['msg']}); move it away") from None
     return found
 
-# %% ../nbs/07b_experiment.ipynb #855c0a9b
+# %% ../nbs/07b_experiment.ipynb #72f85e21
 def open_results(file: Path, folder: Path, mine: dict, command: str, device: torch.device) -> dict:
     "The results to add to, new ones if there are none. Raises `InputError` if the file, or the folder of states, belongs to other settings."
     results = same_identity(file, mine)
     if same_identity(folder / "identity.json", mine) is None:
-        check_writable(folder)
+        check_writable(folder, where="for --output")
         write_json(folder / "identity.json", mine)
-    check_writable(file.parent)
+    check_writable(file.parent, where="for --results")
     e = EXPERIMENTS[mine["experiment"]][mine["scale"]]
     if results is None: results = mine | dict(rule=e.rule, shortened=e.shortened, device="", chosen={}, trials=[])
     devices = dict.fromkeys([*filter(None, results["device"].split("; ")), describe_device(device)])  # of all sessions

@@ -7,7 +7,7 @@ __all__ = ['OTHER_PICTURES', 'Classifier', 'load_classifier', 'probabilities', '
            'prepare_views', 'predict', 'Prediction', 'folder_images', 'passed_over', 'predict_files',
            'format_prediction', 'write_json', 'write_csv', 'main', 'class_accuracy', 'confident_mistakes']
 
-# %% ../nbs/05_inference.ipynb #1518e5d2
+# %% ../nbs/05_inference.ipynb #d190e5f7
 import argparse
 import csv
 import io
@@ -26,8 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint import build_model, read_checkpoint, stored_classes, stored_recipe
-from .config import (InputError, RunError, load_config, merge, one_line, parse_overrides, pick_device, pick_precision, read_config_file, reuse_memory,
-                               run_command)
+from .config import InputError, RunError, given_values, load_config, one_line, pick_device, pick_precision, reuse_memory, run_command
 from .data import Recipe, image_files, open_rgb, prepare, prepare_batch, read_ahead
 from .model import AlexNet
 
@@ -240,10 +239,10 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", action="store_true", help="print CSV")
     return parser
 
-# %% ../nbs/05_inference.ipynb #b4ba8fd9
+# %% ../nbs/05_inference.ipynb #fcedae47
 def _check_classes(args: argparse.Namespace, classes: tuple[str, ...]) -> None:
     "Raise `InputError` if a number of classes was given and the checkpoint has another."
-    given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set)).get("model", {}).get("num_classes")
+    given = given_values(args.config, args.set).get("model", {}).get("num_classes")
     if given not in (None, len(classes)):
         raise InputError(f"{args.config or '--set'}: model.num_classes is {given}, but the checkpoint has {len(classes)} classes; make them agree or leave it out")
 

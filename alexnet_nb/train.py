@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-# %% ../nbs/04_train.ipynb #695b57ad
+# %% ../nbs/04_train.ipynb #2d003814
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ from tqdm import tqdm
 
 from .checkpoint import (architecture, build_model, copy_checkpoint, group_state, match_layout, random_state, rates_by_group, read_checkpoint,
                                    read_held, remove_leftovers, replacing, save_checkpoint, save_json, schedule_state, set_random_state, stored_classes, stored_recipe, take_folders)
-from .config import (PRECISIONS, Config, InputError, PathsConfig, RunError, describe_device, load_config, make_config, merge, one_line, parse_overrides, pick_device,
-                               pick_precision, read_config_file, reuse_memory, run_command, set_seed, to_yaml)
+from .config import (PRECISIONS, Config, InputError, PathsConfig, RunError, describe_device, given_values, load_config, make_config, merge, one_line, out_of_memory,
+                               pick_device, pick_precision, reuse_memory, run_command, set_seed, to_yaml)
 from .data import (DeviceLoader, EpochBatches, Images, PreparedImages, Recipe, check_images, colour_statistics, drawings, make_loader,
                              paper_recipe, read_cifar10, read_folder, split, stack_pixels, usual_recipe)
 from .distributed import (agree, by_leader, find_world, gather, joined, launch, leader, lost_peer, orphaned, own_stream, rank, replicated, share, total,
@@ -93,7 +93,7 @@ class Evaluation:
         "The share of images whose class is among the k likeliest, 0 to 1; the paper reports k = 1 and 5."
         return (self.probabilities.topk(min(k, self.probabilities.shape[1])).indices == self.labels[:, None]).any(1).float().mean().item()
 
-# %% ../nbs/04_train.ipynb #932a1bbb
+# %% ../nbs/04_train.ipynb #070ac311
 class Diverged(RunError):
     "The loss or the outputs are no longer finite numbers: the rate was too high."
 
@@ -105,12 +105,13 @@ def evaluate(model: nn.Module, loader: DataLoader | DeviceLoader, device: torch.
     "Loss, accuracy and probabilities over a loader, dropout off; the model's mode is put back. In a group, over all processes' parts."
     was_training, logits, labels, indices = model.training, [], [], []
     model.eval()
-    for x, y, i in loader:
-        logits.append(model(x.to(device, non_blocking=True)).float())
-        labels.append(y)
-        indices.append(i)
-        after_batch()
-    model.train(was_training)
+    try:
+        for x, y, i in loader:
+            logits.append(model(x.to(device, non_blocking=True)).float())
+            labels.append(y)
+            indices.append(i)
+            after_batch()
+    finally: model.train(was_training)
     z, y, i = torch.cat(logits).cpu(), torch.cat(labels).cpu(), torch.cat(indices)
     if world_size() > 1:
         z, y, i = map(torch.cat, zip(*gather((z, y, i))))
@@ -124,7 +125,7 @@ def confusion_matrix(result: Evaluation) -> Tensor:
     C = result.probabilities.shape[1]
     return torch.bincount(result.labels * C + result.probabilities.argmax(1), minlength=C * C).reshape(C, C)
 
-# %% ../nbs/04_train.ipynb #dadb890d
+# %% ../nbs/04_train.ipynb #f76ab3d9
 def load_data(cfg: Config) -> tuple[Images, Images]:
     "The training and test images that a config names."
     d = cfg.data
@@ -139,7 +140,7 @@ def load_data(cfg: Config) -> tuple[Images, Images]:
         train = read_folder(Path(d.data_dir) / cfg.paths.train_img_dir)
         test = read_folder(Path(d.data_dir) / "test", train.classes)
     if len(train.classes) != cfg.model.num_classes:
-        raise InputError(f"{d.data_dir}: has {len(train.classes)} classes, model.num_classes is {cfg.model.num_classes}; make them agree")
+        raise InputError(f"{d.dataset if d.dataset == 'drawings' else d.data_dir}: has {len(train.classes)} classes, model.num_classes is {cfg.model.num_classes}; make them agree")
     return train, test
 
 # %% ../nbs/04_train.ipynb #66747576
@@ -223,24 +224,24 @@ class Run:
     choices: dict                  # what was chosen for speed
     progress: Progress = field(default_factory=Progress)
 
-# %% ../nbs/04_train.ipynb #ea4f5825
+# %% ../nbs/04_train.ipynb #9491038e
 def new_folder(log_dir: str | Path) -> Path:
     "The next free `run-001`, `run-002`, ... for one run's logs."
     taken = [int(p.name[4:]) for p in Path(log_dir).glob("run-*") if re.fullmatch(r"run-[0-9]{1,9}", p.name)]
     return Path(log_dir) / f"run-{max(taken, default=0) + 1:03d}"
 
 
-def check_writable(*folders: str | Path) -> None:
-    "Make the folders. Raises `InputError` for one that cannot be written to."
+def check_writable(*folders: str | Path, where: str = "under paths") -> None:
+    "Make the folders. Raises `InputError` for one that cannot be written to, and says where to choose another."
     for folder in map(Path, folders):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".writable.{os.getpid()}"
             probe.touch()
             probe.unlink()
-        except OSError as e: raise InputError(f"{folder}: cannot be written to ({e.strerror}); choose another folder under paths") from None
+        except OSError as e: raise InputError(f"{folder}: cannot be written to ({e.strerror}); choose another folder {where}") from None
 
-# %% ../nbs/04_train.ipynb #78ff5f85
+# %% ../nbs/04_train.ipynb #beb47014
 def prepare_model(model: AlexNet, cfg: Config, device: torch.device) -> AlexNet:
     "The network on its device, laid out and, if asked, compiled as the config's `device` section has it."
     model = model.to(device, memory_format=torch.channels_last if cfg.device.channels_last else torch.contiguous_format)
@@ -250,7 +251,7 @@ def prepare_model(model: AlexNet, cfg: Config, device: torch.device) -> AlexNet:
 
 
 def speed_choices(cfg: Config, dtype: torch.dtype, on_device: bool) -> dict:
-    "What was chosen for speed, in plain words."
+    "What was chosen for speed, in plain words; that freed memory is kept is asked for here."
     name = {value: key for key, value in PRECISIONS.items()}[dtype]
     return dict(precision=name, layout="channels_last" if cfg.device.channels_last else "contiguous", loader="device" if on_device else "workers",
                 compiled=cfg.device.compile, memory_reused=cfg.device.reuse_memory and reuse_memory())
@@ -263,7 +264,7 @@ def run_device(cfg: Config) -> torch.device:
     if device.type == "cuda": torch.cuda.set_device(device)
     return device
 
-# %% ../nbs/04_train.ipynb #bdd2f296
+# %% ../nbs/04_train.ipynb #9694da94
 def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     "A run at its beginning, or where a checkpoint left it."
     t, device = cfg.training, run_device(cfg)
@@ -275,7 +276,7 @@ def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     set_seed(t.seed)
     model = prepare_model(build_model(checkpoint, lacking=cfg.model.model_dump()) if checkpoint else AlexNet(**cfg.model.model_dump()), cfg, device)
     optimizer = make_optimizer(model, t.learning_rate, t.momentum, t.weight_decay)
-    recipe = stored_recipe(checkpoint, cfg.model.image_dim) if checkpoint else make_recipe(cfg, images[0])
+    recipe = stored_recipe(checkpoint, cfg.model.image_dim) if checkpoint and checkpoint.get("recipe") else make_recipe(cfg, images[0])
     loaders = make_loaders(cfg, images, recipe, cfg.data.pin_memory and device.type == "cuda", pixels)
     folder = Path(cfg.paths.log_dir) / Path(checkpoint["run"]).name if checkpoint and "run" in checkpoint else new_folder(cfg.paths.log_dir)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -312,7 +313,7 @@ def train_step(run: Run, x: Tensor, y: Tensor,
     run.scaler.update()
     return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
-# %% ../nbs/04_train.ipynb #20c9054b
+# %% ../nbs/04_train.ipynb #1df98479
 def _log_row(line: bytes) -> dict | None:
     "What a line of a log says; None for one that a crash cut short, or that says anything but numbers."
     try: row = json.loads(line)
@@ -325,9 +326,7 @@ def _cut_back(path: Path, step: int, epochs: float) -> list[dict]:
     "Keep the whole lines of a JSONL log that tell of nothing after `step` or beyond so many epochs; what they say."
     rows = map(_log_row, path.read_bytes().splitlines() if path.is_file() else [])
     kept = [row for row in rows if row and row["step"] <= step and row["epoch"] <= epochs]
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    os.replace(part, path)
+    with replacing(path, "paths.log_dir") as part: part.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return kept
 
 
@@ -344,18 +343,18 @@ def _boards(folder: Path, step: int, validated: int) -> dict:
     _wait_for_a_new_second(folder)
     return {part: SummaryWriter(folder / part, purge_step=last + 1 if step else None) for part, last in (("train", step), ("val", validated))}
 
-# %% ../nbs/04_train.ipynb #fa7c1689
+# %% ../nbs/04_train.ipynb #fd8ab006
 class Log:
     "A run's JSONL files and TensorBoard events, cut back to where the run stands, so that no curve steps backward."
     def __init__(self, folder: Path, step: int,
                  epochs: float = math.inf # how many are done: one that ended at `step` may still lack its validation
                 ):
-        self.folder, self.files, self.at_end = folder, {}, ExitStack()
+        self.folder, self.files, self.at_end, kept = folder, {}, ExitStack(), {}
         folder.mkdir(parents=True, exist_ok=True)
         for kind, most in (("steps", math.inf), ("epochs", epochs)):
-            rows = _cut_back(folder / f"{kind}.jsonl", step, most)
+            kept[kind] = _cut_back(folder / f"{kind}.jsonl", step, most)
             self.files[kind] = open(folder / f"{kind}.jsonl", "a", buffering=1)
-        self.board = _boards(folder, step, validated=rows[-1]["step"] if rows else 0)
+        self.board = _boards(folder, step, validated=kept["epochs"][-1]["step"] if kept["epochs"] else 0)
 
     def write(self, kind: str, **values) -> None:
         "One line of JSON."
@@ -531,13 +530,14 @@ def read_notes(notes: list[Note]) -> list[tuple[float, int]]:
             raise Diverged(f"the loss is {loss} at step {n.step} (rate {n.rate:g}); lower training.learning_rate; the last checkpoint is from before")
     return [(loss, int(right)) for loss, right in values]
 
-# %% ../nbs/04_train.ipynb #2f3456eb
+# %% ../nbs/04_train.ipynb #787efcdf
 def note_steps(run: Run, log: Log | NoLog, bar: tqdm, notes: list[Note],
-               took: float # seconds for all of them, waiting for the batches included
+               came: list[tuple[float, int]], # loss and number right of each
+               took: float                    # seconds for all of them, waiting for the batches included
               ) -> None:
     "Add updates to the progress, the logs and the bar."
     p, each, epoch = run.progress, took / len(notes), run.progress.epoch + 1
-    for n, (loss, right) in zip(notes, read_notes(notes)):
+    for n, (loss, right) in zip(notes, came):
         p.loss_sum, p.right, p.seen = p.loss_sum + loss * n.images, p.right + right, p.seen + n.images
         values = dict(loss=loss, accuracy=right / n.images, learning_rate=n.rate, images_per_second=n.images / each)
         log.write("steps", step=n.step, epoch=epoch, **values)
@@ -546,7 +546,7 @@ def note_steps(run: Run, log: Log | NoLog, bar: tqdm, notes: list[Note],
     bar.set_postfix(loss=f"{p.loss_sum / p.seen:.3f}", acc=f"{p.right / p.seen:.1%}", img_s=f"{values['images_per_second']:.0f}", refresh=False)
     bar.update(len(notes))
 
-# %% ../nbs/04_train.ipynb #3758576e
+# %% ../nbs/04_train.ipynb #17f8ded2
 def train_epoch(run: Run, log: Log | NoLog, flag: StopFlag, after_steps: Callable[[], None], bar: tqdm,
                 at_once: int = 1 # steps between two looks at what came of them
                ) -> None:
@@ -560,8 +560,9 @@ def train_epoch(run: Run, log: Log | NoLog, flag: StopFlag, after_steps: Callabl
         p.step, p.batch, left = p.step + 1, p.batch + 1, left - 1
         notes.append(Note(p.step, run.optimizer.param_groups[0]["lr"], images, loss, right))
         if len(notes) < at_once and left: continue
+        came = read_notes(notes)  # on a GPU this waits for the queue, and that belongs to the time of these updates
         now = time.perf_counter()
-        note_steps(run, log, bar, notes, now - began)
+        note_steps(run, log, bar, notes, came, now - began)
         notes, began = [], now
         after_steps()
         flag.check()
@@ -746,14 +747,14 @@ def save_final(run: Run) -> None:
         for path in same: copy_checkpoint(final, path)
     by_leader(write)
 
-# %% ../nbs/04_train.ipynb #e853ba31
+# %% ../nbs/04_train.ipynb #777ee355
 def report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
     "What came of a run: printed, drawn to `curves.png`, written to `results.json`."
     print(f"test: accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on {len(test.labels)} images the network has never seen")
     log.flush()
     summary = summarise(run, test, time.monotonic() - began)
     if run.cfg.training.linear_baseline:
-        summary["linear_accuracy"] = baseline(run)
+        with torch.random.fork_rng(devices=[]): summary["linear_accuracy"] = baseline(run)  # a run that goes on later finds its random numbers where it left them
         print(f"the best linear classifier on the same 32 x 32 pixels: {summary['linear_accuracy']:.1%}")
     write_hparams(run, log, dict(test_accuracy=test.accuracy, test_loss=test.loss))
     with replacing(Path(run.cfg.paths.output_dir) / "curves.png", "paths.output_dir") as part:
@@ -771,15 +772,15 @@ def finish(run: Run, log: Log | NoLog, began: float, after_batch: Callable[[], N
     print(f"wrote {model_path(run, 'final')} and {Path(run.cfg.paths.output_dir) / 'curves.png'}")
     return summary
 
-# %% ../nbs/04_train.ipynb #2e7a82aa
+# %% ../nbs/04_train.ipynb #753a04c9
 def explain(error: Exception, batch_size: int) -> str | None:
     "One line for what goes wrong while a run computes; None for what we know nothing about."
     text = str(error).strip()
     if isinstance(error, InputError):  # from a worker it comes wrapped in the text of a traceback
         return text.splitlines()[-1].rpartition("InputError: ")[2] + "; mend the file, then go on with --resume"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-            words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
-        return f"out of memory with batches of {batch_size} images; halve training.batch_size"
+    if out_of_memory(error): return f"out of memory with batches of {batch_size} images; halve training.batch_size"
+    if "DataLoader worker (pid" in text:  # raised wherever the main process is, so often in the middle of a step
+        return f"a process that loads images has died ({text.splitlines()[0].rstrip('. ')}); lower data.num_workers, then go on with --resume"
     if lost_peer(error):
         return "another process of this run has ended, see what it said; go on with --resume"
     return None
@@ -804,7 +805,7 @@ class Result:
     exit_code: int = 0
     summary: dict | None = None
 
-# %% ../nbs/04_train.ipynb #10ba422a
+# %% ../nbs/04_train.ipynb #9f48fbd3
 def launch_name() -> str | None:
     "The same for all starts of one run by torchrun; None without it."
     name = os.environ.get("TORCHELASTIC_RUN_ID")
@@ -815,15 +816,18 @@ def take_places(paths: PathsConfig) -> ExitStack:
     "Make a run's folders, keep other runs out of them, clear away what a killed run left. Raises `InputError`."
     check_writable(paths.output_dir, paths.checkpoint_dir, paths.log_dir)
     taken = take_folders(paths.output_dir, paths.checkpoint_dir, launch=launch_name())
-    remove_leftovers(paths.checkpoint_dir)
+    for folder in (paths.output_dir, paths.checkpoint_dir): remove_leftovers(folder)
     return taken
 
-# %% ../nbs/04_train.ipynb #397d572c
-def open_log(run: Run) -> Log | NoLog:
-    "The logs of a run; the effective config is saved beside both them and the output."
-    if not leader(): return NoLog()
+# %% ../nbs/04_train.ipynb #df0d048c
+def open_log(run: Run, taken: ExitStack) -> Log:
+    "The logs of a run, in a folder that it takes as well; the effective config is saved beside both them and the output."
+    check_writable(run.folder)
+    taken.enter_context(take_folders(run.folder, launch=launch_name()))  # another run may be resuming the same one elsewhere
+    remove_leftovers(run.folder)
     log = Log(run.folder, run.progress.step, run.progress.epoch)
-    for folder in (run.folder, Path(run.cfg.paths.output_dir)): (folder / "config.yaml").write_text(to_yaml(run.cfg), encoding="utf-8")
+    for folder, setting in ((run.folder, "paths.log_dir"), (Path(run.cfg.paths.output_dir), "paths.output_dir")):
+        with replacing(folder / "config.yaml", setting) as part: part.write_text(to_yaml(run.cfg), encoding="utf-8")
     return log
 
 
@@ -832,7 +836,7 @@ def open_run(cfg: Config, checkpoint: dict | None) -> tuple[Run, Log | NoLog]:
     taken = by_leader(lambda: take_places(cfg.paths))
     try:
         run = start(cfg, checkpoint)
-        log = by_leader(lambda: open_log(run)) or NoLog()
+        log = by_leader(lambda: open_log(run, taken)) or NoLog()
     except BaseException:
         if taken: taken.close()
         raise
@@ -915,10 +919,10 @@ def _to_resume(args: argparse.Namespace, cfg: Config) -> str | Path | None:
     if world and world.restarts and last.exists() and held.get("launch") == launch_name() and last.stat().st_mtime >= held["since"]: return last
     return args.resume
 
-# %% ../nbs/04_train.ipynb #08a97593
+# %% ../nbs/04_train.ipynb #9c1ad709
 def _train(args: argparse.Namespace) -> int:
     "The work of `alexnet_train` in one process, alone or of several; the exit code."
-    given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set))
+    given = given_values(args.config, args.set)
     cfg, checkpoint = load_config(args.config, args.set), None
     if path := _to_resume(args, cfg):
         checkpoint = read_checkpoint(path)
@@ -928,19 +932,19 @@ def _train(args: argparse.Namespace) -> int:
             return 0
     if args.results:
         if Path(args.results).is_dir(): raise InputError(f"{args.results}: is a folder; --results takes a file")
-        check_writable(Path(args.results).parent)
+        check_writable(Path(args.results).parent, where="for --results")
     print(to_yaml(cfg))
     result = fit(cfg, checkpoint, args.minutes)
     if args.results and leader(): save_json(Path(args.results), result.summary, "--results")
     return result.exit_code
 
-# %% ../nbs/04_train.ipynb #0531b5d9
+# %% ../nbs/04_train.ipynb #2d79aa2b
 def _devices(args: argparse.Namespace) -> Config:
     "A config whose device section is that of the run: as given, over what the checkpoint stores."
     cfg = load_config(args.config, args.set)
     stored = read_checkpoint(args.resume, mapped=True).get("config", {}).get("device") if args.resume else None
     if not isinstance(stored, dict): return cfg
-    given = merge(read_config_file(args.config) if args.config else {}, parse_overrides(args.set))
+    given = given_values(args.config, args.set)
     return make_config({"device": stored | given.get("device", {})}, str(args.resume))
 
 

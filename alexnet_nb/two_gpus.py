@@ -101,7 +101,7 @@ def mixing_layers(model: AlexNet # with two towers
     mixes = lambda layer: isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     return {place: name for place, name in PAPER_NAMES.items() if name != "conv1" and mixes(model.get_submodule(place))}
 
-# %% ../nbs/12_two_gpus.ipynb #2421b0b3
+# %% ../nbs/12_two_gpus.ipynb #291809d6
 class TwoTowers(nn.Module):
     "The paper's Figure 2: an `AlexNet(towers=2)` as two halves on two devices, which talk through `wire` alone. Images to logits on the first device. `ValueError` for a network with one tower."
     def __init__(self,
@@ -117,9 +117,11 @@ class TwoTowers(nn.Module):
         self.wire.messages.clear()  # so that they are those of the last step, however long one trains
         halves = [_entrance(x.to(device), self.image_dim) for device in self.wire.devices]
         for part in ("features", "classifier"):
-            for i, layers in enumerate(zip(*(getattr(tower, part) for tower in self.towers))):
-                if place := self.mixing.get(f"{part}.{i}"): halves = self.wire.exchange(halves, place)
-                halves = [layer(half) for layer, half in zip(layers, halves)]
+            layers0, layers1 = (getattr(tower, part) for tower in self.towers)
+            for i, (layer0, layer1) in enumerate(zip(layers0, layers1)):
+                place = self.mixing.get(f"{part}.{i}")  # None for a layer that does not mix
+                if place: halves = self.wire.exchange(halves, place)
+                halves = [layer0(halves[0]), layer1(halves[1])]
             halves = [half.flatten(1) for half in halves]
         return torch.cat([halves[0], self.wire.send(halves[1], "logits", 1)], 1)
 
@@ -159,18 +161,18 @@ class LayerTraffic:
         "The batch above which the gradients of the parameters are fewer."
         return self.params / self.inputs
 
-# %% ../nbs/12_two_gpus.ipynb #f6b50b82
+# %% ../nbs/12_two_gpus.ipynb #3557f29b
 @torch.no_grad()
 def layer_traffic(model: nn.Module, # any network; on the meta device it costs nothing
                   image: Tensor     # (1, C, H, W), on the same device
                  ) -> list[LayerTraffic]:
     "Parameters and inputs of every convolution and fully-connected layer, in the order of use."
-    found, was_training = [], model.training
+    found, modes = [], {layer: layer.training for layer in model.modules()}
     def note(name): return lambda layer, args: found.append(LayerTraffic(name, sum(p.numel() for p in layer.parameters()), args[0][0].numel()))
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     try: model.eval()(image)
     finally:
-        model.train(was_training)
+        for layer, mode in modes.items(): layer.training = mode  # each its own: some may be frozen
         for hook in hooks: hook.remove()
     return found
 

@@ -526,7 +526,7 @@ def test_output_folder_that_is_read_only(tmp_path, refused):
 def test_results_file_that_cannot_be_written(tmp_path, refused):
     (tmp_path / "file").write_text("a file")
     refused(train.main, [*tiny(tmp_path / "out"), "--results", tmp_path / "file" / "r.json"],
-            f"{tmp_path / 'file'}: cannot be written to (File exists); choose another folder under paths")
+            f"{tmp_path / 'file'}: cannot be written to (File exists); choose another folder for --results")
     refused(train.main, [*tiny(tmp_path / "out"), "--results", tmp_path], f"{tmp_path}: is a folder; --results takes a file")
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from alexnet_nb import train
 from alexnet_nb.config import make_config
 from alexnet_nb.data import EpochBatches
-from alexnet_nb.distributed import share
+from alexnet_nb.distributed import launch, share
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -212,6 +212,24 @@ LAUNCHER = "import sys; from alexnet_nb.distributed import launch; sys.exit(laun
 def launched(*argv) -> subprocess.Popen:
     "What a config with two GPUs starts, on the CPU."
     return subprocess.Popen([sys.executable, "-c", LAUNCHER, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+
+
+def test_who_ends_last_may_write_first(tmp_path):
+    "Stopped, all end with a code that is not 0; the leader, who has files to write, is not cut off because another was quicker."
+    code = f"import os, sys, time\nif os.environ['RANK'] == '0':\n    time.sleep(0.7)\n    open({str(tmp_path / 'last words')!r}, 'w').close()\nsys.exit(130)"
+    assert launch(2, [sys.executable, "-c", code]) == 130
+    assert (tmp_path / "last words").exists()
+
+
+def test_who_cannot_all_be_started_are_ended(monkeypatch):
+    started, real = [], subprocess.Popen
+    def second_fails(*args, **how):
+        if started: raise OSError("no more processes")
+        started.append(real(*args, **how))
+        return started[0]
+    monkeypatch.setattr("alexnet_nb.distributed.subprocess.Popen", second_fails)
+    with pytest.raises(OSError, match="no more"): launch(2, [sys.executable, "-c", "import time; time.sleep(60)"])
+    assert started[0].wait(timeout=20) != 0
 
 
 def test_a_signal_to_the_launcher_stops_all(tmp_path):

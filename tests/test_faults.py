@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import LONG, STEPS, check_equal, class_folders, lines, load, run_without_panels, tiny
+from common import LONG, STEPS, check_equal, class_folders, lines, load, run_without_panels, snapshot, tiny
 
 from alexnet_nb import data, train
 from alexnet_nb.checkpoint import read_checkpoint, take_folders
@@ -68,6 +68,45 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys, no_panels):
             assert f"{held}: another run writes there (process {os.getpid()} on " in capsys.readouterr().err
     assert train.main(tiny(out, training__num_epochs=1)) == 0
     assert not (out / ".running.json").exists() and not (out / "models" / ".running.json").exists()
+
+
+def test_a_log_folder_in_use_is_refused(tmp_path, capsys, no_panels):
+    "A run that is resumed with other folders for all but its logs would cut them back under the run that writes there."
+    assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
+    log = tmp_path / "tblogs" / "run-001"
+    before = snapshot(log)
+    resume = ["--resume", str(tmp_path / "models" / "alexnet_last.pkl"), *tiny(tmp_path / "else", paths__log_dir=str(tmp_path / "tblogs"))]
+    with take_folders(log):
+        assert train.main(resume) == 2
+        assert f"{log}: another run writes there (process {os.getpid()} on " in capsys.readouterr().err
+    assert snapshot(log) == before and train.main(resume) == 0 and not (log / ".running.json").exists()
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_what_a_kill_left_half_written_is_cleared_away(name, tmp_path, no_panels):
+    places = [tmp_path / "models" / f".alexnet_{name}.pkl.4711.part", *(tmp_path / f".{file}.4711.part" for file in ("results.json", "curves.png", "config.yaml"))]
+    mine = tmp_path / ".film.mp4.part"
+    (tmp_path / "models").mkdir()
+    for path in (*places, mine): path.touch()
+    assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
+    assert not any(map(Path.exists, places)) and mine.exists()
+
+
+def test_a_worker_that_dies_during_a_step_is_named(tmp_path, monkeypatch, capsys):
+    "Torch raises it wherever the main process is; here in the middle of a step."
+    def dead(run, *args): raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. \nmore")
+    monkeypatch.setattr(train, "train_step", dead)
+    assert train.main(tiny(tmp_path)) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == ("alexnet_train: a process that loads images has died (DataLoader worker (pid 4711) is killed by signal: Killed); "
+                                                         "lower data.num_workers, then go on with --resume")
+
+
+def test_a_stop_during_validation_leaves_the_network_as_it_was():
+    "In training mode, for whoever goes on with it."
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)).train()
+    def stop(): raise train.Stopped("time is up", 0)
+    with pytest.raises(train.Stopped): train.evaluate(model, [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.arange(2))], torch.device("cpu"), stop)
+    assert model.training
 
 
 @needs_fork

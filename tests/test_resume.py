@@ -10,7 +10,7 @@ import torch
 from common import EACH_STEP, LONG, STEPS, check_equal, class_folders, differences, lines, load, run_without_panels, scalars, snapshot, tiny
 
 from alexnet_nb import inference, train
-from alexnet_nb.config import load_config
+from alexnet_nb.config import given_values, load_config
 from alexnet_nb.data import open_rgb
 
 needs_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
@@ -40,6 +40,14 @@ def test_two_plus_two_epochs_equal_four(tmp_path, straight, no_panels, capsys):
     check_equal(tmp_path, straight, but=["config.training.num_epochs"] * (load(tmp_path / "models" / "alexnet_best.pkl")["epoch"] <= 2))
     first = load(tmp_path / "models" / "alexnet_final.previous.pkl")
     assert (first["epoch"], first["total_steps"]) == (2, 2 * STEPS)
+
+
+def test_the_linear_baseline_draws_no_numbers_of_the_run(tmp_path, straight, no_panels):
+    "It is fitted before the final checkpoint is written, whose random state a longer run goes on from."
+    assert train.main(tiny(tmp_path, **LONG | dict(training__num_epochs=2, training__linear_baseline=True))) == 0
+    assert train.main(["--resume", str(tmp_path / "models" / "alexnet_final.pkl"), *tiny(tmp_path, **LONG)]) == 0
+    a, b = (load(out / "models" / "alexnet_final.pkl") for out in (tmp_path, straight))
+    for key in ("model", "optimizer", "random"): assert differences(a[key], b[key]) == [], key
 
 
 def test_every_file_of_events_has_a_second_of_its_own(tmp_path):
@@ -321,6 +329,15 @@ def test_six_keys_go_on_like_the_whole_checkpoint(prefix, tmp_path, no_panels, c
     a, b = (load(tmp_path / x / "models" / "alexnet_final.pkl") for x in "ab")
     for key in ("model", "optimizer", "epoch", "total_steps", "seed", "classes", "recipe"): assert differences(a[key], b[key]) == [], key
     assert [row["loss"] for row in lines(tmp_path / "a")][STEPS:] == [row["loss"] for row in lines(tmp_path / "b")]
+
+
+def test_six_keys_take_the_recipe_that_is_asked_for(tmp_path, trained):
+    "They store none; the checkpoint of a whole run keeps its own."
+    whole = load(trained / "models" / "alexnet_final.pkl")
+    for checkpoint, colour in ((six_keys(whole), True), (whole, False)):
+        given = given_values(None, tiny(tmp_path, data__recipe="paper", model__width=None)[1::2])
+        run = train.start(train.resume_config(checkpoint, given), checkpoint)
+        assert (run.recipe.colour is not None) == colour
 
 
 def test_six_keys_with_another_number_of_classes(tmp_path, trained, capsys):

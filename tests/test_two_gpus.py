@@ -286,8 +286,9 @@ def test_errors_are_one_clear_line():
 
 def test_traffic_of_the_whole_network():
     with torch.device("meta"): model, image = AlexNet(1000), torch.empty(1, 3, 227, 227)
-    layers = layer_traffic(model.train(), image)
-    assert model.training and not any(m._forward_pre_hooks for m in model.modules())
+    model.train().features[2].eval()  # a part that is frozen stays so
+    layers = layer_traffic(model, image)
+    assert model.training and not model.features[2].training and model.features[4].training and not any(m._forward_pre_hooks for m in model.modules())
     assert sum(layer.params for layer in layers) == 62_378_344 and sum(layer.inputs for layer in layers[1:]) == 260_448
     assert [layer.name for layer in layers] == list(two_gpus.PAPER_NAMES)
     assert layers[1].crossover == pytest.approx(614_656 / 69_984) and layers[5].crossover == pytest.approx(4096, rel=1e-3)
