@@ -938,7 +938,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.results and leader(): save_json(Path(args.results), result.summary, "--results")
     return result.exit_code
 
-# %% ../nbs/04_train.ipynb #2d79aa2b
+# %% ../nbs/04_train.ipynb #9241703f
 def _devices(args: argparse.Namespace) -> Config:
     "A config whose device section is that of the run: as given, over what the checkpoint stores."
     cfg = load_config(args.config, args.set)
@@ -958,7 +958,7 @@ def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
     with joined(world, run_device(cfg)):
         try: return _train(args)
         except (InputError, Diverged) as e:
-            if leader(): raise
+            if leader() or world.local_rank == 0: raise  # the leader cannot know what is missing on another machine
             return 2 if isinstance(e, InputError) else 1
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from alexnet_nb import train
-from alexnet_nb.config import make_config
+from alexnet_nb.config import InputError, make_config
 from alexnet_nb.data import EpochBatches
-from alexnet_nb.distributed import launch, share
+from alexnet_nb.distributed import World, launch, share
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -212,6 +213,14 @@ LAUNCHER = "import sys; from alexnet_nb.distributed import launch; sys.exit(laun
 def launched(*argv) -> subprocess.Popen:
     "What a config with two GPUs starts, on the CPU."
     return subprocess.Popen([sys.executable, "-c", LAUNCHER, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+
+
+@pytest.mark.parametrize("place, says", [(0, "alexnet_train: no such folder\n"), (1, "")])
+def test_each_machine_says_once_what_it_lacks(place, says, monkeypatch, tmp_path, capsys):
+    "Of the processes of another machine, the first; the leader cannot know."
+    def lacking(args): raise InputError("no such folder")
+    for name, value in dict(find_world=lambda: World(2 + place, 4, place, 2), joined=lambda *args: nullcontext(), leader=lambda: False, _train=lacking).items(): monkeypatch.setattr(train, name, value)
+    assert train.main(tiny(tmp_path)) == 2 and capsys.readouterr().err == says
 
 
 def test_who_ends_last_may_write_first(tmp_path):
