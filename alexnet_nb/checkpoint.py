@@ -7,7 +7,7 @@ __all__ = ['HELD', 'replacing', 'save_checkpoint', 'copy_checkpoint', 'save_json
            'take_folders', 'read_checkpoint', 'random_state', 'set_random_state', 'architecture', 'build_model',
            'stored_recipe', 'stored_classes', 'group_state', 'rates_by_group', 'schedule_state', 'match_layout']
 
-# %% ../nbs/03b_checkpoint.ipynb #4f7c986d
+# %% ../nbs/03b_checkpoint.ipynb #f8af48ad
 import errno
 import io
 import json
@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from .config import InputError, RunError, Section, brief, make_config
+from .config import InputError, RunError, Section, brief, make_config, out_of_memory
 from .data import CLASSES, Recipe, usual_recipe
 from .model import AlexNet
 
@@ -139,8 +139,8 @@ def _check_end(file: BinaryIO, size: int) -> None:
         found &= tail[:4] == b"PK\6\6" and struct.unpack("<Q", tail[64:72]) == (end,)
     if not found or start + length != end or length > 2**20: raise _Claim(f"{_DAMAGED}: its directory is not where it should be")
 
-# %% ../nbs/03b_checkpoint.ipynb #1b8e534a
-_MOST_PICKLE = 2**20  # bytes; a full checkpoint's has ten thousand, and four thousand more for every further process
+# %% ../nbs/03b_checkpoint.ipynb #5d3e898c
+_MOST_PICKLE = 2**19  # bytes; a full checkpoint's has ten thousand, and four thousand more for each further process: enough for a hundred
 
 
 def _check_zip(file: BinaryIO, size: int) -> tuple[bytes, dict[str, int]]:
@@ -284,7 +284,7 @@ def _bare(value, left: Iterator[int], depth: int = 30):
     if isinstance(value, (list, tuple)): return type(value)([_bare(each, left, depth - 1) for each in value])
     return value
 
-# %% ../nbs/03b_checkpoint.ipynb #f64881a4
+# %% ../nbs/03b_checkpoint.ipynb #c3e8dc62
 def _load(path: Path, size: int, mapped: bool):
     "What a file holds, once it has answered the questions. Raises `InputError` with what is wrong with it."
     try:
@@ -293,8 +293,8 @@ def _load(path: Path, size: int, mapped: bool):
             zipped = _check_file(path, size)
             return _bare(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped), iter(range(2**20)))
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
-    except MemoryError: raise
     except Exception as e:
+        if out_of_memory(e): raise  # which says nothing of the file
         reason = str(e) if isinstance(e, _Claim) else _DAMAGED
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); give one that alexnet_train wrote") from None
 

@@ -373,10 +373,10 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #71aba9f7
+# %% ../nbs/00_config.ipynb #7cf23cd3
 def out_of_memory(e: Exception) -> bool:
     "Whether an error says that memory ran out; torch has several ways to put it."
-    return isinstance(e, MemoryError) or any(words in str(e) for words in ("out of memory", "not enough memory", "can't allocate memory"))
+    return isinstance(e, MemoryError) or any(words in str(e) for words in ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory"))
 
 
 def _machine_failure(e: Exception) -> str | None:

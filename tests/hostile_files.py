@@ -481,8 +481,8 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
     if kind == "archives": __import__("torchvision.datasets")
     Image.init()
     inference.predict(inference.load_classifier(checkpoints[0], torch.device("cpu")), scene("RGB"))
-    watch, now = Watch(), int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEGABYTES * 2**20,) * 2)
+    watch, now = Watch(), int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (now + MEGABYTES * 2**20,) * 2)  # not of addresses: threads reserve many and use few
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder, files = room / "folder", []
     for number in range(start, stop):

@@ -189,6 +189,13 @@ def test_only_records_count_as_records(tmp_path):
     assert "claims more than is stored" in refused(read_checkpoint, tmp_path / "a.pkl")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)")], ids=["Python", "torch", "mmap"])
+def test_a_lack_of_memory_is_not_called_damage(error, final, monkeypatch, capsys):
+    def load(*args, **how): raise error
+    monkeypatch.setattr(module.torch, "load", load)
+    assert train.main(["--resume", str(final)]) == 1 and capsys.readouterr().err.startswith("alexnet_train: out of memory")
+
+
 def test_tar_without_its_mark(tmp_path):
     "Torch tries tar first, and Python's tarfile asks for a right checksum alone."
     head = bytearray(tarfile.TarInfo("pickle").tobuf(tarfile.USTAR_FORMAT))
