@@ -158,7 +158,7 @@ def _environment(rank: int, size: int, port: str) -> dict[str, str]:
     return os.environ | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
                              MASTER_PORT=port, ALEXNET_LAUNCHER=str(os.getpid()))
 
-# %% ../nbs/03c_distributed.ipynb #9f7f4e9c
+# %% ../nbs/03c_distributed.ipynb #40f022fb
 def _wait(children: list[subprocess.Popen], patience: float) -> int:
     "Until all have ended. Once one has failed, the others may end by themselves, are asked to soon after, and killed when so many seconds are over. The exit code of the first that failed."
     code, since, asked = 0, math.inf, False
@@ -174,7 +174,7 @@ def _wait(children: list[subprocess.Popen], patience: float) -> int:
         time.sleep(0.05)
     return code or next((child.returncode for child in children if child.returncode), 0)
 
-
+# %% ../nbs/03c_distributed.ipynb #1c3dfbab
 def launch(size: int,
            command: list[str],     # the same for every process
            patience: float = 30.0  # seconds that the others have to end when one has failed
