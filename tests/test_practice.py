@@ -203,6 +203,6 @@ def test_a_wrong_solution_fails_the_test_command(tmp_path):
     cell["source"] = spoilt("".join(cell["source"]))
     (tmp_path / "spoilt.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     command = [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(tmp_path / "spoilt.ipynb"), "--n_workers", "1"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})  # it ends before it clears up
     said = run.stdout + run.stderr
     assert run.returncode != 0 and "AssertionError" in said and re.search(r"^ *(assert .*)$", cell["source"], re.M)[1] in said, said[-2000:]
