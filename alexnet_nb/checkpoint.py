@@ -139,8 +139,8 @@ def _check_end(file: BinaryIO, size: int) -> None:
         found &= tail[:4] == b"PK\6\6" and struct.unpack("<Q", tail[64:72]) == (end,)
     if not found or start + length != end or length > 2**20: raise _Claim(f"{_DAMAGED}: its directory is not where it should be")
 
-# %% ../nbs/03b_checkpoint.ipynb #5d3e898c
-_MOST_PICKLE = 2**19  # bytes; a full checkpoint's has ten thousand, and four thousand more for each further process: enough for a hundred
+# %% ../nbs/03b_checkpoint.ipynb #f81fb220
+_MOST_PICKLE = 2**19  # bytes; most of a checkpoint's are random states, one for each process: enough for a hundred
 
 
 def _check_zip(file: BinaryIO, size: int) -> tuple[bytes, dict[str, int]]:

@@ -373,18 +373,15 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #7cf23cd3
+# %% ../nbs/00_config.ipynb #f2cd60df
 def out_of_memory(e: Exception) -> bool:
     "Whether an error says that memory ran out; torch has several ways to put it."
     return isinstance(e, MemoryError) or any(words in str(e) for words in ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory"))
 
 
 def _machine_failure(e: Exception) -> str | None:
-    "One line for what memory, disk or a killed process did; None for anything else."
-    text = str(e)
+    "One line for what memory or disk did; None for anything else."
     if out_of_memory(e): return "out of memory; halve training.batch_size"
-    if "DataLoader worker" in text and "Caught" not in text:
-        return "a data worker died, perhaps for lack of memory; lower data.num_workers, then go on with --resume"
     if isinstance(e, OSError) and e.errno:
         return f"{e.filename or 'output'}: {e.strerror}; free some space or choose another place"
     return None

@@ -6,7 +6,8 @@
 __all__ = ['share', 'World', 'find_world', 'rank', 'world_size', 'leader', 'backend', 'joined', 'total', 'agree', 'gather',
            'by_leader', 'lost_peer', 'replicated', 'own_stream', 'launch', 'orphaned']
 
-# %% ../nbs/03c_distributed.ipynb #28cea2fe
+# %% ../nbs/03c_distributed.ipynb #99025e24
+import gc
 import math
 import os
 import signal
@@ -14,9 +15,11 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, Callable, Iterator, Mapping
 
 import numpy as np
@@ -68,7 +71,7 @@ def leader() -> bool:
     "Whether this process prints and writes."
     return rank() == 0
 
-# %% ../nbs/03c_distributed.ipynb #f2ec0f24
+# %% ../nbs/03c_distributed.ipynb #00096bec
 def backend(device: torch.device, world: World) -> str:
     "What carries the messages."
     own_gpu = device.type == "cuda" and world.local_size <= torch.cuda.device_count()
@@ -83,12 +86,18 @@ def joined(world: World | None, device: torch.device) -> Iterator[None]:
         return
     if not dist.is_available(): raise InputError("this build of torch has no torch.distributed; start one process, without torchrun")
     patience = timedelta(minutes=30)
+    import_module("torch.distributed.nn.functional")  # DDP would import it later, and its default arguments keep for ever the group that they find
     store, *_ = next(dist.rendezvous("env://", timeout=patience))
     if world.size == world.local_size: store = dist.PrefixStore(f"start {world.restarts}", store)  # torchrun keeps one store for all its starts
     dist.init_process_group(backend(device, world), store=store, rank=world.rank, world_size=world.size, timeout=patience)
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if leader() else nowhere): yield
-    finally: dist.destroy_process_group()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # their variables may hold DDP, and that holds the group
+        raise
+    finally:
+        gc.collect()
+        dist.destroy_process_group()
 
 # %% ../nbs/03c_distributed.ipynb #6d6d1689
 def total(x: Tensor) -> Tensor:

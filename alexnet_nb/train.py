@@ -938,28 +938,29 @@ def _train(args: argparse.Namespace) -> int:
     if args.results and leader(): save_json(Path(args.results), result.summary, "--results")
     return result.exit_code
 
-# %% ../nbs/04_train.ipynb #9241703f
+# %% ../nbs/04_train.ipynb #5f8134cf
 def _devices(args: argparse.Namespace) -> Config:
     "A config whose device section is that of the run: as given, over what the checkpoint stores."
     cfg = load_config(args.config, args.set)
     stored = read_checkpoint(args.resume, mapped=True).get("config", {}).get("device") if args.resume else None
     if not isinstance(stored, dict): return cfg
-    given = given_values(args.config, args.set)
-    return make_config({"device": stored | given.get("device", {})}, str(args.resume))
+    given = given_values(args.config, args.set).get("device", {})
+    return make_config({"device": stored | given}, str(args.resume))
 
 
 def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
     "`_train` alone, in the group that torchrun started, or in processes of our own if the config names several GPUs."
-    world, cfg = find_world(), _devices(args)
-    ids = cfg.device.device_ids
-    if world is None and cfg.device.use_cuda and torch.cuda.is_available() and len(ids) > 1:
-        pick_device(True, ids, 0)  # an id that is not there is said once, here
-        return launch(len(ids), [sys.executable, "-m", "alexnet_nb.train", *argv])
-    with joined(world, run_device(cfg)):
-        try: return _train(args)
-        except (InputError, Diverged) as e:
-            if leader() or world.local_rank == 0: raise  # the leader cannot know what is missing on another machine
-            return 2 if isinstance(e, InputError) else 1
+    world = find_world()
+    try:
+        cfg = _devices(args)
+        ids = cfg.device.device_ids
+        if world is None and cfg.device.use_cuda and torch.cuda.is_available() and len(ids) > 1:
+            pick_device(True, ids, 0)  # an id that is not there is said once, here
+            return launch(len(ids), [sys.executable, "-m", "alexnet_nb.train", *argv])
+        with joined(world, run_device(cfg)): return _train(args)
+    except (InputError, Diverged) as e:
+        if world is None or world.local_rank == 0: raise  # the leader cannot know what is missing on another machine
+        return 2 if isinstance(e, InputError) else 1
 
 
 def main(argv: list[str] | None = None) -> int:

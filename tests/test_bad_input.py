@@ -178,6 +178,7 @@ def test_data_with_an_unreadable_image(tmp_path, refused):
 def test_number_of_classes_against_the_folders(tmp_path, refused):
     root = class_folders(tmp_path / "root", classes=("ant", "bee", "fly"), train=2, test=1)
     refused(train.main, with_folders(root, "ImageFolder"), f"{root}: has 3 classes, model.num_classes is 10; make them agree")
+    refused(train.main, tiny(tmp_path, model__num_classes=7), "drawings: has 10 classes, model.num_classes is 7; make them agree")
 
 
 def test_nothing_left_to_train_on(tmp_path, refused):

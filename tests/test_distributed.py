@@ -223,6 +223,38 @@ def test_each_machine_says_once_what_it_lacks(place, says, monkeypatch, tmp_path
     assert train.main(tiny(tmp_path)) == 2 and capsys.readouterr().err == says
 
 
+def test_what_both_lack_is_said_once(tmp_path):
+    code, out, err = ended(torchrun("-m", "alexnet_nb.train", "--resume", tmp_path / "none.pkl"))
+    assert code != 0 and err.count("alexnet_train: ") == 1 and f"alexnet_train: {tmp_path / 'none.pkl'}: " in err, err[-3000:]
+
+
+LEAVING = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from alexnet_nb.distributed import *
+
+def step():
+    net = replicated(torch.nn.Linear(3, 1), torch.device("cpu"))
+    net(torch.ones(2, 3)).sum().backward()
+    if sys.argv[1] == "fails": raise ValueError("in the middle")
+
+try:
+    with joined(find_world(), torch.device("cpu")): step()
+except ValueError as e: error = e  # with its traceback, and so with the frame of `step`
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+sys.exit(any("gloo" in name for name in names) or dist.is_initialized())
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("how", ["ends", "fails"])
+def test_the_threads_of_the_group_end_with_it(how, tmp_path):
+    "One that needs Python while Python is closing would abort the process after its work."
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    code, out, err = ended(torchrun(tmp_path / "leaving.py", how))
+    assert code == 0, err[-3000:]
+
+
 def test_who_ends_last_may_write_first(tmp_path):
     "Stopped, all end with a code that is not 0; the leader, who has files to write, is not cut off because another was quicker."
     code = f"import os, sys, time\nif os.environ['RANK'] == '0':\n    time.sleep(0.7)\n    open({str(tmp_path / 'last words')!r}, 'w').close()\nsys.exit(130)"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,14 +83,27 @@ def test_a_log_folder_in_use_is_refused(tmp_path, capsys, no_panels):
     assert snapshot(log) == before and train.main(resume) == 0 and not (log / ".running.json").exists()
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
-def test_what_a_kill_left_half_written_is_cleared_away(name, tmp_path, no_panels):
-    places = [tmp_path / "models" / f".alexnet_{name}.pkl.4711.part", *(tmp_path / f".{file}.4711.part" for file in ("results.json", "curves.png", "config.yaml"))]
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path, no_panels):
+    "Beside the checkpoints, for which test_resume.py asks."
+    argv = tiny(tmp_path, training__num_epochs=1)
+    assert train.main([*argv, "--minutes", "1e-9"]) == 0
+    places = [*(tmp_path / f".{file}.4711.part" for file in ("results.json", "curves.png", "config.yaml")),
+              *(tmp_path / "tblogs/run-001" / f".{file}.4711.part" for file in ("steps.jsonl", "config.yaml"))]
     mine = tmp_path / ".film.mp4.part"
-    (tmp_path / "models").mkdir()
     for path in (*places, mine): path.touch()
-    assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
+    assert train.main(["--resume", str(tmp_path / "models/alexnet_last.pkl"), *argv]) == 0
     assert not any(map(Path.exists, places)) and mine.exists()
+
+
+def test_the_wait_for_an_epochs_last_update_counts(tmp_path, monkeypatch, no_panels):
+    "On a GPU the numbers of the last updates come when the queue is empty; that is time of training too."
+    read = train.read_notes
+    def slow(notes):
+        if notes[-1].step == STEPS: time.sleep(3)
+        return read(notes)
+    monkeypatch.setattr(train, "read_notes", slow)
+    assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["training_seconds"] >= 3
 
 
 def test_a_worker_that_dies_during_a_step_is_named(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,6 @@ import tracemalloc
 import warnings
 from pathlib import Path
 
-import harness
 import hostile_files as hostile
 import numpy as np
 import pytest
@@ -35,16 +34,6 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs names of any b
 
 
 # ---------------------------------------------------------------- the corpus, in small
-
-def test_the_harness_fails_where_a_part_does(monkeypatch, capsys):
-    "Failures are found however deep a part's report holds them."
-    found = {"pictures": {"failures": []}, "archives": {"failures": []}}
-    monkeypatch.setattr(harness, "PARTS", {"files": lambda **how: found})
-    monkeypatch.setattr(sys, "argv", ["harness.py", "--parts", "files"])
-    assert harness.main() == 0
-    found["archives"]["failures"].append({"number": 3})
-    assert harness.main() == 1 and "FAILED {'number': 3}" in capsys.readouterr().out
-
 
 def whole(report: dict, n: int) -> None:
     assert report["failures"] == []

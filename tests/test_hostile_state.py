@@ -1,4 +1,5 @@
 "Checkpoints, configs, logs and results from strangers: what SECURITY.md promises of them. The corpus is in hostile_state.py; what it found is kept here, one by one."
+import copy
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 
 pytest.importorskip("resource", reason="needs the limits and signals of POSIX")
 
+import harness
 import hostile_state as hostile
 from common import ROOT, load, refused, snapshot, tiny
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +35,16 @@ from alexnet_nb.config import Config, InputError, brief, load_config, make_confi
 from alexnet_nb.model import AlexNet
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_the_harness_fails_where_a_part_does(monkeypatch, capsys):
+    "Failures are found however deep a part's report holds them."
+    found = {"pictures": {"failures": []}, "archives": {"failures": []}}
+    monkeypatch.setattr(harness, "PARTS", {"files": lambda **how: found})
+    monkeypatch.setattr(sys, "argv", ["harness.py", "--parts", "files"])
+    assert harness.main() == 0
+    found["archives"]["failures"].append({"number": 3})
+    assert harness.main() == 1 and "FAILED {'number': 3}" in capsys.readouterr().out
 
 
 @contextmanager
@@ -166,7 +178,7 @@ def zipped(path: Path, members: list[tuple[str, bytes]], method=zipfile.ZIP_STOR
     (lambda m: dict(members=m + [("/tmp/out", b"x")]), "a name in it leads out of it"),
     (lambda m: dict(members=m, method=zipfile.ZIP_DEFLATED), "it is compressed"),
     (lambda m: dict(members=[(n, bytes(10**8) if n.endswith("data.pkl") else d) for n, d in m], method=zipfile.ZIP_DEFLATED), "it is compressed"),
-    (lambda m: dict(members=[(n, bytes(2 * 10**6) if n.endswith("data.pkl") else d) for n, d in m]), "its description is too long"),
+    (lambda m: dict(members=[(n, bytes(2**19 + 1) if n.endswith("data.pkl") else d) for n, d in m]), "its description is too long"),
     (lambda m: dict(members=m, comment=b"PK\5\6" + bytes(18)), "its directory is not where it should be"),
     (lambda m: dict(members=m + [(f"archive/{i:08d}" + "x" * 100, b"") for i in range(10_000)]), "its directory is not where it should be"),
     (lambda m: dict(members=[(n, d[:-4] if "/data/" in n else d) for n, d in m]), "a tensor claims more than is stored"),
@@ -194,6 +206,14 @@ def test_a_lack_of_memory_is_not_called_damage(error, final, monkeypatch, capsys
     def load(*args, **how): raise error
     monkeypatch.setattr(module.torch, "load", load)
     assert train.main(["--resume", str(final)]) == 1 and capsys.readouterr().err.startswith("alexnet_train: out of memory")
+
+
+def test_a_hundred_processes_have_room(tmp_path, final):
+    "The random states of all of them stand in the pickle, which may not be longer than half a mebibyte."
+    checkpoint = load(final)
+    checkpoint["random_others"] = [copy.deepcopy(checkpoint["random"]) for _ in range(99)]
+    save_checkpoint(tmp_path / "many.pkl", checkpoint)
+    assert len(read_checkpoint(tmp_path / "many.pkl")["random_others"]) == 99
 
 
 def test_tar_without_its_mark(tmp_path):
