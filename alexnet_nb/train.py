@@ -6,12 +6,13 @@
 __all__ = ['RESUME_MAY_CHANGE', 'rescale_velocity', 'make_optimizer', 'make_scheduler', 'Evaluation', 'Diverged', 'evaluate',
            'confusion_matrix', 'load_data', 'make_recipe', 'fitting_pixels', 'make_loaders', 'Progress', 'Run',
            'new_folder', 'check_writable', 'prepare_model', 'speed_choices', 'run_device', 'start', 'warm_up',
-           'precision', 'train_step', 'Log', 'NoLog', 'read_log', 'draw_curves', 'kernel_grid', 'matrix_figure',
-           'prediction_figure', 'write_panels', 'write_hparams', 'Stopped', 'StopFlag', 'stop_on_signals', 'Note',
-           'read_notes', 'note_steps', 'train_epoch', 'finish_epoch', 'check_weights', 'warn_if_stuck', 'next_rate',
-           'checkpoint_of', 'restore', 'model_path', 'save_last', 'train_all', 'fit_linear', 'linear_accuracy',
-           'versions', 'summarise', 'baseline', 'save_final', 'report', 'finish', 'explain', 'plain_errors', 'Result',
-           'launch_name', 'take_places', 'open_log', 'open_run', 'fit', 'resume_config', 'main']
+           'precision', 'train_step', 'Log', 'into_log', 'NoLog', 'read_log', 'draw_curves', 'kernel_grid',
+           'matrix_figure', 'prediction_figure', 'write_panels', 'write_hparams', 'Stopped', 'StopFlag',
+           'stop_on_signals', 'Note', 'read_notes', 'note_steps', 'train_epoch', 'finish_epoch', 'check_weights',
+           'warn_if_stuck', 'next_rate', 'checkpoint_of', 'restore', 'model_path', 'save_last', 'train_all',
+           'fit_linear', 'linear_accuracy', 'versions', 'summarise', 'baseline', 'save_final', 'report', 'finish',
+           'explain', 'plain_errors', 'Result', 'launch_name', 'take_places', 'open_log', 'open_run', 'fit',
+           'resume_config', 'main']
 
 # %% ../nbs/04_train.ipynb #b6d448ce
 import argparse
@@ -25,7 +26,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .checkpoint import (architecture, build_model, copy_checkpoint, group_state, match_layout, random_state, rates_by_group, read_checkpoint,
+from .checkpoint import (CheckpointFolder, architecture, build_model, copy_checkpoint, group_state, match_layout, random_state, rates_by_group, read_checkpoint,
                                    read_held, remove_leftovers, replacing, save_checkpoint, save_json, schedule_state, set_random_state, stored_classes, stored_recipe, take_folders)
 from .config import (PRECISIONS, Config, InputError, PathsConfig, RunError, describe_device, given_values, load_config, make_config, merge, one_line, out_of_memory,
                                pick_device, pick_precision, reuse_memory, run_command, set_seed, to_yaml)
@@ -219,6 +220,7 @@ class Run:
     test: DataLoader | DeviceLoader
     images: tuple[Images, Images]  # training and test
     folder: Path                   # logs of this run
+    place: CheckpointFolder        # of its checkpoints
     dtype: torch.dtype             # that the network multiplies in
     scaler: torch.amp.GradScaler   # of the loss, where that is float16
     choices: dict                  # what was chosen for speed
@@ -279,8 +281,9 @@ def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     recipe = stored_recipe(checkpoint, cfg.model.image_dim) if checkpoint and checkpoint.get("recipe") else make_recipe(cfg, images[0])
     loaders = make_loaders(cfg, images, recipe, cfg.data.pin_memory and device.type == "cuda", pixels)
     folder = Path(cfg.paths.log_dir) / Path(checkpoint["run"]).name if checkpoint and "run" in checkpoint else new_folder(cfg.paths.log_dir)
+    place = CheckpointFolder(Path(cfg.paths.checkpoint_dir), Path(cfg.paths.output_dir) / f"models_{folder.name}")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    run = Run(cfg, device, model, model, optimizer, make_scheduler(optimizer, cfg), recipe, images[0].classes, *loaders, images, folder, dtype, scaler, choices)
+    run = Run(cfg, device, model, model, optimizer, make_scheduler(optimizer, cfg), recipe, images[0].classes, *loaders, images, folder, place, dtype, scaler, choices)
     own_stream(t.seed, 0)
     if checkpoint: restore(run, checkpoint)
     run.net = replicated(model, device)
@@ -358,20 +361,20 @@ class Log:
 
     def write(self, kind: str, **values) -> None:
         "One line of JSON."
-        if not Path(self.files[kind].name).exists(): _begin_anew(self)
-        self.files[kind].write(json.dumps(values) + "\n")
+        into_log(self, lambda: self.files[kind].write(json.dumps(values) + "\n"))
 
     def scalars(self, part: str, step: int, **values: float) -> None:
         "One point on each of some TensorBoard curves."
-        for tag, value in values.items(): self.board[part].add_scalar(tag, value, step)
+        into_log(self, lambda: [self.board[part].add_scalar(tag, value, step) for tag, value in values.items()])
 
     def flush(self) -> None:
         "Before a checkpoint: what it counts as done is then in the logs."
-        for board in self.board.values(): board.flush()
+        into_log(self, lambda: [board.flush() for board in self.board.values()])
 
     def close(self) -> None:
         with self.at_end:
-            for handle in (*self.files.values(), *self.board.values()): handle.close()
+            for handle in (*self.files.values(), *self.board.values()):
+                with suppress(FileNotFoundError): handle.close()  # the folder was taken away
 
 # %% ../nbs/04_train.ipynb #ebf4dcd8
 def _begin_anew(log: Log) -> None:
@@ -381,6 +384,18 @@ def _begin_anew(log: Log) -> None:
     log.close()
     log.__init__(log.folder, 0)
     log.at_end = at_end
+
+
+def into_log(log: Log, act: Callable[[], object]) -> None:
+    "Write something; if the folder was taken away while the run went on, begin anew and write it there. TensorBoard's thread may have met that first."
+    steps = Path(log.files["steps"].name)
+    try:
+        if not steps.exists(): raise FileNotFoundError
+        act()
+    except FileNotFoundError:
+        if steps.exists(): raise  # another file is missing
+        _begin_anew(log)
+        act()
 
 
 class NoLog:
@@ -577,7 +592,7 @@ def finish_epoch(run: Run, log: Log | NoLog, flag: StopFlag) -> None:
               val_loss=result.loss, val_accuracy=result.accuracy, learning_rate=run.optimizer.param_groups[0]["lr"])
     log.scalars("train", p.step, epoch_loss=p.loss_sum / p.seen, epoch_accuracy=p.right / p.seen)
     log.scalars("val", p.step, loss=result.loss, accuracy=result.accuracy, epoch_loss=result.loss, epoch_accuracy=result.accuracy)
-    if leader(): write_panels(run, log, result)
+    if leader(): into_log(log, lambda: write_panels(run, log, result))
     tqdm.write(f"epoch {p.epoch + 1} of {run.cfg.training.num_epochs}: loss {p.loss_sum / p.seen:.3f}, accuracy {p.right / p.seen:.1%}; "
                f"validation loss {result.loss:.3f}, accuracy {result.accuracy:.1%}", file=sys.stdout)
     if leader(): warn_if_stuck(p.loss_sum / p.seen, run.cfg.model.num_classes)
@@ -646,19 +661,20 @@ def restore(run: Run, checkpoint: dict) -> None:
 # %% ../nbs/04_train.ipynb #b8ef3dfa
 def model_path(run: Run, which: str # last, best or final
               ) -> Path:
-    "Where a checkpoint goes."
-    return Path(run.cfg.paths.checkpoint_dir) / f"alexnet_{which}.pkl"
+    "Where a checkpoint lies."
+    return run.place.now / f"alexnet_{which}.pkl"
 
 
 def save_last(run: Run, best: bool = False, accuracy: float = -1.0) -> None:
     "Save where the run stands, under a second name too if it is the best so far. Raises `Diverged` rather than save spoiled weights."
     check_weights(run)
     if best: run.progress.best_accuracy = accuracy
-    checkpoint, last, best_one = checkpoint_of(run), model_path(run, "last"), model_path(run, "best")
-    def write():
+    checkpoint = checkpoint_of(run)
+    def write(folder):
+        last, best_one = folder / "alexnet_last.pkl", folder / "alexnet_best.pkl"
         save_checkpoint(best_one if best else last, checkpoint)
         if best: copy_checkpoint(best_one, last)  # in this order: a run killed between the two repeats the epoch, and then has both
-    by_leader(write)
+    by_leader(lambda: run.place.save(write))
 
 # %% ../nbs/04_train.ipynb #e3742fdb
 def train_all(run: Run, log: Log | NoLog, flag: StopFlag, max_steps: float, show_bar: bool = True) -> None:
@@ -739,13 +755,14 @@ def baseline(run: Run) -> float:
 def save_final(run: Run) -> None:
     "Write the final checkpoint, and mark last and best as finished; a final one of an earlier run is kept as `alexnet_final.previous.pkl`."
     run.progress.finished = True
-    checkpoint, (last, best, final) = checkpoint_of(run), (model_path(run, which) for which in ("last", "best", "final"))
-    def write():
+    checkpoint = checkpoint_of(run)
+    def write(folder):
+        last, best, final = (folder / f"alexnet_{which}.pkl" for which in ("last", "best", "final"))
         same = [last] + [best] * (best.exists() and last.exists() and best.samefile(last))
         if final.exists(): copy_checkpoint(final, final.with_suffix(".previous.pkl"))
         save_checkpoint(final, checkpoint)
         for path in same: copy_checkpoint(final, path)
-    by_leader(write)
+    by_leader(lambda: run.place.save(write))
 
 # %% ../nbs/04_train.ipynb #777ee355
 def report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
@@ -756,7 +773,7 @@ def report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
     if run.cfg.training.linear_baseline:
         with torch.random.fork_rng(devices=[]): summary["linear_accuracy"] = baseline(run)  # a run that goes on later finds its random numbers where it left them
         print(f"the best linear classifier on the same 32 x 32 pixels: {summary['linear_accuracy']:.1%}")
-    write_hparams(run, log, dict(test_accuracy=test.accuracy, test_loss=test.loss))
+    into_log(log, lambda: write_hparams(run, log, dict(test_accuracy=test.accuracy, test_loss=test.loss)))
     with replacing(Path(run.cfg.paths.output_dir) / "curves.png", "paths.output_dir") as part:
         draw_curves(summary["steps"], summary["epochs"]).savefig(part, dpi=120, format="png")
     log.flush()
@@ -770,6 +787,7 @@ def finish(run: Run, log: Log | NoLog, began: float, after_batch: Callable[[], N
     summary = by_leader(lambda: report(run, log, test, began))
     save_final(run)
     print(f"wrote {model_path(run, 'final')} and {Path(run.cfg.paths.output_dir) / 'curves.png'}")
+    if run.place.away: print(f"{run.place.folder}: is still away; copy there what lies in {run.place.spare}", file=sys.stderr)
     return summary
 
 # %% ../nbs/04_train.ipynb #753a04c9

@@ -1,4 +1,5 @@
 "What happens to runs at the worst moments: the harness in small, and one test for every fault that it, or reading, has found."
+import errno
 import json
 import math
 import os
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import LONG, STEPS, check_equal, class_folders, lines, load, run_without_panels, snapshot, tiny
+from common import CLOCK, LONG, STEPS, check_equal, class_folders, differences, lines, load, run_without_panels, snapshot, tiny
 
-from alexnet_nb import data, train
+from alexnet_nb import checkpoint, data, train
 from alexnet_nb.checkpoint import read_checkpoint, take_folders
 from alexnet_nb.data import Recipe
 from alexnet_nb.train import Diverged
@@ -131,6 +132,7 @@ def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
     take_folders(tmp_path).close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_folder_taken_away_while_running(tmp_path, monkeypatch, capsys, no_panels):
     "Checkpoints go on, in a folder made anew; the log begins anew and says so."
     step, out = train.train_step, tmp_path / "out"
@@ -143,6 +145,172 @@ def test_folder_taken_away_while_running(tmp_path, monkeypatch, capsys, no_panel
     assert said.err.count("was taken away while the run went on; its logs begin anew") == 1
     assert read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS and (out / "curves.png").exists()
     assert [row["step"] for row in lines(out)] == list(range(9, 4 * STEPS + 1)) and json.loads((out / "results.json").read_text())["finished"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that thread is to die
+@pytest.mark.parametrize("method", ["write", "scalars", "flush"])
+def test_folder_taken_away_with_events_on_their_way(tmp_path, monkeypatch, capsys, no_panels, method):
+    "TensorBoard's thread dies of it, and whoever writes next is told; that used to end the run with a traceback."
+    out, act = tmp_path / "out", getattr(train.Log, method)
+    def remove(log, *args, **values):
+        if not done and log.folder.exists() and len(lines(out)) >= 8:
+            done.append(shutil.rmtree(out))
+            for worker in (log.board[part].file_writer.event_writer._async_writer for part in log.board):
+                while worker._worker.exception is None: worker._byte_queue.put(b"an event"); time.sleep(0.01)
+        act(log, *args, **values)
+    done = []
+    monkeypatch.setattr(train.Log, method, remove)
+    assert train.main(tiny(out, **LONG)) == 0 and done
+    assert capsys.readouterr().err.count("was taken away while the run went on; its logs begin anew") == 1
+    assert read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS and json.loads((out / "results.json").read_text())["finished"]
+
+
+AWAY = (STEPS + 2, 3 * STEPS + 2)  # the disk of the checkpoints goes before the first of these steps and is back before the second
+
+
+def cut_off(monkeypatch, folder: Path, gone, back) -> None:
+    "Have a run call `gone` and `back` at these steps."
+    step = train.train_step
+    def at_steps(run, *args):
+        if run.progress.step in AWAY: (gone if run.progress.step == AWAY[0] else back)()
+        return step(run, *args)
+    monkeypatch.setattr(train, "train_step", at_steps)
+
+
+@pytest.fixture
+def numbers(monkeypatch, tmp_path):
+    "Pretends that tmp_path/drive is a disk of its own, with the number that stands in the list; no number: it does not answer."
+    number = [1]
+    def file_system(folder):
+        if tmp_path / "drive" not in (folder, *folder.parents): return 0
+        if number[0] is None: raise checkpoint.Away(f"{folder}: cannot be reached")
+        return number[0]
+    monkeypatch.setattr(checkpoint, "file_system", file_system)
+    return number
+
+
+def check_at_home(tmp_path: Path, straight: Path, err: str) -> None:
+    "All is on the drive, as if nothing had happened, and two lines were said."
+    shutil.move(tmp_path / "drive", tmp_path / "out" / "models")
+    check_equal(tmp_path / "out", straight)
+    assert err.count("training goes on, and saves in") == err.count("is back, and has what was saved meanwhile") == 1
+    assert not list((tmp_path / "out").glob("models_*"))
+
+
+@pytest.mark.parametrize("new_number", [1, 2], ids=["as it was", "under another number"])
+def test_a_disk_that_goes_and_returns(tmp_path, monkeypatch, capsys, numbers, straight, no_panels, new_number):
+    "An empty folder is left where the drive was: nothing is written there, and what was saved meanwhile is brought home."
+    drive, out, left = tmp_path / "drive", tmp_path / "out", []
+    def gone():
+        drive.rename(tmp_path / "pulled out")
+        drive.mkdir()
+        numbers[0] = 0
+    def back():
+        left.extend(drive.iterdir())
+        assert {p.name for p in (out / "models_run-001").iterdir()} >= {"alexnet_last.pkl"}
+        drive.rmdir()
+        (tmp_path / "pulled out").rename(drive)
+        numbers[0] = new_number
+    cut_off(monkeypatch, drive, gone, back)
+    assert train.main(tiny(out, paths__checkpoint_dir=str(drive), **LONG)) == 0
+    assert not left
+    check_at_home(tmp_path, straight, capsys.readouterr().err)
+
+
+def test_a_disk_that_does_not_answer(tmp_path, monkeypatch, capsys, numbers, straight, no_panels):
+    "As FUSE leaves it when its program has died: every call fails."
+    cut_off(monkeypatch, tmp_path / "drive", lambda: numbers.__setitem__(0, None), lambda: numbers.__setitem__(0, 1))
+    assert train.main(tiny(tmp_path / "out", paths__checkpoint_dir=str(tmp_path / "drive"), **LONG)) == 0
+    check_at_home(tmp_path, straight, capsys.readouterr().err)
+
+
+def test_a_disk_that_goes_while_it_is_written_to(tmp_path, monkeypatch, capsys, numbers, straight, no_panels):
+    "The error comes from writing, not from looking; the half file that was meant for the drive is not taken for a whole one."
+    drive, sync, cut = tmp_path / "drive", os.fsync, []
+    def fsync(number):
+        if cut and "drive" in os.readlink(f"/proc/self/fd/{number}"): raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        sync(number)
+    if not Path("/proc/self/fd").exists(): pytest.skip("needs /proc")
+    monkeypatch.setattr(os, "fsync", fsync)
+    cut_off(monkeypatch, drive, lambda: cut.append(1), cut.clear)
+    assert train.main(tiny(tmp_path / "out", paths__checkpoint_dir=str(drive), **LONG)) == 0
+    check_at_home(tmp_path, straight, capsys.readouterr().err)
+
+
+def test_a_disk_that_stays_away(tmp_path, monkeypatch, capsys, numbers, straight, no_panels):
+    "The run ends with its final checkpoint elsewhere, and says where; so does one that is stopped, and what it names can be resumed."
+    drive, out = tmp_path / "drive", tmp_path / "out"
+    cut_off(monkeypatch, drive, lambda: numbers.__setitem__(0, None), lambda: None)
+    args = tiny(out, paths__checkpoint_dir=str(drive), **LONG)
+    stop_at = train.fit
+    monkeypatch.setattr(train, "fit", lambda *given, **more: stop_at(*given, max_steps=2 * STEPS + 1, **more))
+    assert train.main(args) == 0
+    said = capsys.readouterr()
+    last = out / "models_run-001" / "alexnet_last.pkl"
+    assert f"go on with --resume {last}" in said.out and load(last)["total_steps"] == 2 * STEPS + 1
+    assert load(drive / "alexnet_last.pkl")["total_steps"] == STEPS
+    monkeypatch.setattr(train, "fit", stop_at)
+    assert train.main(["--resume", str(last), *args, "--set", f"paths.checkpoint_dir={tmp_path / 'elsewhere'}"]) == 0
+    for which in ("last", "final"): assert differences(*(load(f / f"alexnet_{which}.pkl") for f in (tmp_path / "elsewhere", straight / "models")), but=CLOCK) == []
+
+
+def test_a_final_checkpoint_elsewhere_is_named(tmp_path, monkeypatch, capsys, numbers, no_panels):
+    cut_off(monkeypatch, tmp_path / "drive", lambda: numbers.__setitem__(0, None), lambda: None)
+    assert train.main(tiny(tmp_path / "out", paths__checkpoint_dir=str(tmp_path / "drive"), **LONG)) == 0
+    said = capsys.readouterr()
+    spare = tmp_path / "out" / "models_run-001"
+    assert f"wrote {spare / 'alexnet_final.pkl'}" in said.out and f"is still away; copy there what lies in {spare}" in said.err
+    assert load(spare / "alexnet_final.pkl")["total_steps"] == 4 * STEPS
+
+
+def test_a_disk_that_takes_the_spare_folder_with_it(tmp_path, monkeypatch, capsys, no_panels):
+    "Nowhere to go: one line, exit 1."
+    out, gone = tmp_path / "out", []
+    monkeypatch.setattr(checkpoint, "file_system", lambda folder: 0)
+    def fsync(number):
+        if gone: raise OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(os, "fsync", fsync)
+    cut_off(monkeypatch, out, lambda: gone.append(1), lambda: None)
+    assert train.main(tiny(out, **LONG)) == 1
+    assert capsys.readouterr().err.strip().endswith("free some space or choose another paths.checkpoint_dir")
+
+
+MOUNT = """
+import pathlib, shutil, subprocess, sys
+sys.path.insert(0, {here!r})
+from common import LONG, STEPS, tiny
+from alexnet_nb import train
+out, store = pathlib.Path({out!r}), pathlib.Path({store!r})
+def mount(*args): subprocess.run(args, check=True)
+mount("mount", "-t", "tmpfs", "tmpfs", str(store))
+(store / "folder").mkdir()
+def back(): mount("mount", "--bind", str(store / "folder"), str(out / "models"))
+(out / "models").mkdir(parents=True)
+back()
+step = train.train_step
+def at_steps(run, *args):
+    if run.progress.step == {gone}: mount("umount", "-l", str(out / "models"))
+    if run.progress.step == {back}:
+        print("left behind:", list((out / "models").iterdir()))
+        back()
+    return step(run, *args)
+train.train_step, train.write_panels = at_steps, lambda *args: None
+assert train.main(tiny(out, **LONG)) == 0
+mount("umount", "-l", str(out / "models"))
+shutil.copytree(store / "folder", out / "models", dirs_exist_ok=True)
+"""
+
+
+def test_a_disk_that_is_really_unmounted(tmp_path, straight):
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    out, store = tmp_path / "out", tmp_path / "store"
+    store.mkdir()
+    code = MOUNT.format(here=str(HERE), out=str(out), store=str(store), gone=AWAY[0], back=AWAY[1])
+    done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "left behind: []" in done.stdout and done.stderr.count("training goes on, and saves in") == done.stderr.count("is back, and has") == 1
+    check_equal(out, straight)
 
 
 # ---------------------------------------------------------------- numbers that are none
