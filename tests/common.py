@@ -1,19 +1,19 @@
 "What several test files use: a tiny run, its command line, and ways to compare."
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_nb import train
-from alexnet_nb.config import InputError
-from alexnet_nb.data import CLASSES, drawings
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.pictures import CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,9 +46,25 @@ def tiny(out: Path, **changes) -> list[str]:
 def run_without_panels(out: Path, **changes) -> Path:
     "A tiny run from its beginning to its end, without TensorBoard's pictures; the folder it wrote to."
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(train, "write_panels", lambda *args: None)
+        m.setattr(engine_run, "write_panels", lambda *args: None)
         assert train.main(tiny(out, **changes)) == 0
     return out
+
+
+def hook_steps(monkeypatch, before=lambda step: None, after=lambda step, model: None) -> None:
+    "Have every run call `before` and `after` around each update, with the number of updates done before it."
+    from alexnet_nb import train as loop
+    set_rate, train_step, at = loop.set_rate, loop.train_step, []
+    def noting(optimizer, rates, step, warmup_steps):
+        at[:] = [step]
+        set_rate(optimizer, rates, step, warmup_steps)
+    def hooked(model, *args, **more):
+        before(at[0])
+        result = train_step(model, *args, **more)
+        after(at[0], model)
+        return result
+    monkeypatch.setattr(loop, "set_rate", noting)
+    monkeypatch.setattr(loop, "train_step", hooked)
 
 
 def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProcess:

@@ -37,8 +37,8 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def no_panels(monkeypatch):
     "Leave out TensorBoard's pictures, which take longer than a tiny network's training."
-    from alexnet_nb import train
-    monkeypatch.setattr(train, "write_panels", lambda *args: None)
+    from alexnet_nb.engine import run as engine_run
+    monkeypatch.setattr(engine_run, "write_panels", lambda *args: None)
 
 
 @pytest.fixture(scope="session")

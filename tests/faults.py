@@ -20,7 +20,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 from common import EACH_STEP, LONG, check_equal, load, tiny
 
 from alexnet_nb import train
-from alexnet_nb.checkpoint import read_checkpoint
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine.checkpoint import read_checkpoint
 
 CHANGES = LONG | EACH_STEP  # four epochs of six steps, a checkpoint after every one
 
@@ -37,7 +38,7 @@ def start(argv: list[str], said: Path) -> int:
         os.setsid()
         with open(said, "ab", buffering=0) as f:
             for number in (1, 2): os.dup2(f.fileno(), number)
-        train.write_panels = lambda *args: None  # takes longer than a tiny network's training
+        engine_run.write_panels = lambda *args: None  # takes longer than a tiny network's training
         code = train.main(argv)
     except BaseException: traceback.print_exc()
     finally:

@@ -15,8 +15,8 @@ import faults
 import hostile_files
 import hostile_state
 
-from alexnet_nb.config import describe_device, pick_device
-from alexnet_nb.train import versions
+from alexnet_nb.base.device import describe_device, pick_device
+from alexnet_nb.base.results import versions
 
 SMALL = dict(faults=dict(n_kills=5, n_signals=4), files=dict(images=200, archives=20), state=dict(n_checkpoints=40, n_configs=40, n_logs=10))
 FULL = dict(faults=dict(n_kills=50, n_signals=20), files=dict(images=10_000, archives=500), state=dict(n_checkpoints=2_000, n_configs=2_000, n_logs=500))

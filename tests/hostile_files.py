@@ -365,7 +365,7 @@ def archive(seed: int, number: int) -> tuple[str, dict[str, bytes], bytes | None
 
 def answer(call) -> tuple[str, object]:
     "'read' and what came, 'refused' and the line, or 'failure' and what went wrong."
-    from alexnet_nb.config import InputError
+    from alexnet_nb.base.errors import InputError
     began = time.process_time()
     faulthandler.dump_traceback_later(12 * SECONDS, exit=True)   # by the clock on the wall, for others may be at work here
     try: return "read", call()
@@ -398,10 +398,11 @@ def peak() -> float:
 
 def try_picture(path: Path, recipes) -> str:
     "Every road of one file into the library; 'read' or 'refused', or an `AssertionError` that says what went wrong."
-    from alexnet_nb import data, inference
-    kind, image = answer(lambda: data.open_rgb(path))
+    from alexnet_nb import inference
+    from alexnet_nb.base import pictures as base_pictures
+    kind, image = answer(lambda: base_pictures.open_rgb(path))
     assert kind != "failure", f"open_rgb: {image}"
-    one = data.Images([path], np.array([0]), ("x",))
+    one = base_pictures.Images([path], np.array([0]), ("x",))
     if kind == "read":
         assert image.mode == "RGB" and min(image.size) > 0
         for recipe in recipes:
@@ -410,7 +411,7 @@ def try_picture(path: Path, recipes) -> str:
                 assert done[0] == "read", f"prepare: {done[1]}"
                 assert bool(done[1].isfinite().all()), "prepare: not finite"
         del image, done
-    for name, call in (("check_images", lambda: data.check_images(one)), ("stack_pixels", lambda: data.stack_pixels(one, 2**30))):
+    for name, call in (("check_images", lambda: base_pictures.check_images(one)), ("stack_pixels", lambda: base_pictures.stack_pixels(one, 2**30))):
         done = answer(call)
         assert done[0] != "failure", f"{name}: {done[1]}"
         if name == "stack_pixels" or path.stat().st_size < 2**16: assert done[0] == kind, f"{name} and open_rgb do not agree"
@@ -440,26 +441,26 @@ def try_archive(seed: int, number: int, root: Path, watch: Watch) -> str:
 
     from torchvision.datasets import CIFAR10
 
-    from alexnet_nb import data
+    from alexnet_nb.base import cifar10 as base_cifar10
     way, members, packed_bytes = archive(seed, number)
     root.mkdir()
     if packed_bytes is None:
         (root / FOLDER).mkdir()
         for name, body in members.items(): (root / FOLDER / name).write_bytes(body)
-    else: (root / data.CIFAR10_ARCHIVE).write_bytes(packed_bytes)
+    else: (root / base_cifar10.CIFAR10_ARCHIVE).write_bytes(packed_bytes)
     before = sorted(p.name for p in root.iterdir())
-    with watch.look() as seen: kind, line = answer(lambda: data.read_cifar10(root, may_download=False))
+    with watch.look() as seen: kind, line = answer(lambda: base_cifar10.read_cifar10(root, may_download=False))
     assert kind == "refused" and not seen, f"as it is: {line} {seen}"   # nothing of it is looked at: its sum is not CIFAR-10's
     assert sorted(p.name for p in root.iterdir()) == before
     good = good_members()
     sums = {name: hashlib.md5(body).hexdigest() for name, body in good.items()}
-    with (mock.patch.object(data, "CIFAR10_MD5", hashlib.md5(packed_bytes or b"").hexdigest()),
+    with (mock.patch.object(base_cifar10, "CIFAR10_MD5", hashlib.md5(packed_bytes or b"").hexdigest()),
           mock.patch.object(CIFAR10, "train_list", [[n, sums[n]] for n in BATCHES[:5]]), mock.patch.object(CIFAR10, "test_list", [[n, sums[n]] for n in BATCHES[5:]]),
           mock.patch.object(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]}), watch.look(root) as seen):
-        kind, found = answer(lambda: data.read_cifar10(root, may_download=False))
+        kind, found = answer(lambda: base_cifar10.read_cifar10(root, may_download=False))
     seen = [what for what in seen if "numpy" not in what and "_codecs" not in what]   # a good batch names NumPy's array
     assert kind != "failure" and not seen, f"with its sum: {found} {seen}"
-    there = {str(p.relative_to(root)) for p in root.rglob("*")} - {data.CIFAR10_ARCHIVE, FOLDER}
+    there = {str(p.relative_to(root)) for p in root.rglob("*")} - {base_cifar10.CIFAR10_ARCHIVE, FOLDER}
     assert there <= {f"{FOLDER}/{name}" for name in good}, f"left behind: {there}"
     assert all(p.is_file() and not p.is_symlink() for p in (root / FOLDER).glob("*"))
     if kind == "read": assert len(found) == 10 and found.items.shape == (10, 32, 32, 3)
@@ -473,14 +474,16 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
 
     import torch
 
-    from alexnet_nb import data, inference, train
+    from alexnet_nb import data
+    from alexnet_nb import inference
+    from alexnet_nb.engine import predict_command as engine_predict_command
     torch.set_num_threads(1)
     report, room = os.open(box / "report", os.O_WRONLY | os.O_CREAT | os.O_APPEND), Path.cwd()
     tell = lambda **what: os.write(report, json.dumps(what).encode() + b"\n")
     recipes, checkpoints = [data.usual_recipe(), data.Recipe(short_side=256)], [box / "usual.pkl", box / "paper.pkl"]
     if kind == "archives": __import__("torchvision.datasets")
     Image.init()
-    inference.predict(inference.load_classifier(checkpoints[0], torch.device("cpu")), scene("RGB"))
+    inference.predict(engine_predict_command.load_classifier(checkpoints[0], torch.device("cpu")), scene("RGB"))
     watch, now = Watch(), int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (now + MEGABYTES * 2**20,) * 2)  # not of addresses: threads reserve many and use few
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -353,7 +353,7 @@ def other_file(r: random.Random, base: dict[str, bytes], marker: Path) -> bytes:
 
 def config_text(r: random.Random) -> str:
     "An honest config of a few random keys."
-    from alexnet_nb.config import Config, to_yaml
+    from alexnet_nb.engine.config import Config, to_yaml
     import yaml
     every = yaml.safe_load(to_yaml(Config()))
     chosen = {s: {k: v for k, v in keys.items() if r.random() < 0.4} for s, keys in every.items() if r.random() < 0.7}
@@ -382,7 +382,7 @@ BOMBS = {
 
 def config(seed: int, number: int, marker: Path) -> tuple[str, bytes, list[str]]:
     "A hostile config: what was done, its bytes, and `--set` texts to go with it."
-    from alexnet_nb.config import Config
+    from alexnet_nb.engine.config import Config
     r, sets = random.Random(f"config {seed} {number}"), []
     keys = [f"{s}.{k}" for s in Config.model_fields for k in Config.model_fields[s].annotation.model_fields]
     if number < len(BOMBS): how, text = list(BOMBS.items())[number]
@@ -461,14 +461,15 @@ class Lab:
 
     def honest(self) -> None:
         "A run that stopped in the middle of its second and last epoch, and a picture."
-        from alexnet_nb import train
-        from alexnet_nb.data import drawings
+        from alexnet_nb.engine import config as engine_config
+        from alexnet_nb.engine import train_command as engine_train_command
+        from alexnet_nb.base.drawings import drawings
         self.start, keep = self.base / "start", self.base / "start.pkl"
         self.picture = self.base / "picture.png"
         if not keep.exists():
             drawings(1, 3)[0].save(self.picture)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                train.fit(train.load_config(None, [f"{k}={json.dumps(v)}" for k, v in (TINY | self.paths(self.start)).items()]), max_steps=3, show_bar=False)
+                engine_train_command.fit(engine_config.load_config(None, [f"{k}={json.dumps(v)}" for k, v in (TINY | self.paths(self.start)).items()]), max_steps=3, show_bar=False)
             keep.write_bytes((self.start / "models" / "alexnet_last.pkl").read_bytes())
         import torch
         whole = torch.load(keep, weights_only=True)
@@ -507,13 +508,15 @@ class Lab:
 
 
 def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
-    from alexnet_nb import checkpoint as module, inference, train
-    from alexnet_nb.config import InputError
+    from alexnet_nb import inference
+    from alexnet_nb import train
+    from alexnet_nb.engine import checkpoint as engine_checkpoint
+    from alexnet_nb.base.errors import InputError
     what, data = checkpoint(seed, number, lab.pkls, lab.marker)
     path = lab.fresh() / r"hostile.pkl"
     path.write_bytes(data)
     def work():
-        try: module.read_checkpoint(path); read = "accepted"
+        try: engine_checkpoint.read_checkpoint(path); read = "accepted"
         except InputError as e:
             read = "refused"
             if "\n" in str(e) or len(str(e)) > 3000: lab.faults.append(f"read_checkpoint: not one line: {str(e)[:300]!r}")
@@ -525,7 +528,9 @@ def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
 
 def one_config(lab: Lab, seed: int, number: int) -> dict:
     from alexnet_nb import train
-    from alexnet_nb.config import InputError, RunError, load_config, to_yaml
+    from alexnet_nb.engine import train_command as engine_train_command
+    from alexnet_nb.base.errors import InputError, RunError
+    from alexnet_nb.engine.config import load_config, to_yaml
     what, data, sets = config(seed, number, lab.marker)
     path = lab.fresh() / "hostile.yaml"
     path.write_bytes(data)
@@ -538,15 +543,19 @@ def one_config(lab: Lab, seed: int, number: int) -> dict:
             loaded = "refused"
             if len(str(e)) > 3000: lab.faults.append(f"load_config: a long line: {str(e)[:300]!r}")
         def fit(*args, **more): raise RunError("not trained here")
-        before, train.fit = train.fit, fit
+        before, engine_train_command.fit = engine_train_command.fit, fit
         try: lab.call("alexnet_train", train.main, ["--config", str(path), *(part for s in sets for part in (f"--set={s}",))])
-        finally: train.fit = before
+        finally: engine_train_command.fit = before
         return dict(load=loaded)
     return dict(what=what, work=work)
 
 
 def one_log(lab: Lab, seed: int, number: int) -> dict:
-    from alexnet_nb import config as config_module, experiment, train
+    from alexnet_nb import train
+    from alexnet_nb.base import errors as base_errors
+    from alexnet_nb.base import results as base_results
+    from alexnet_nb.claims import experiment as claims_experiment
+    from alexnet_nb.claims import plans as claims_plans
     r, work_folder = random.Random(f"log {seed} {number}"), lab.fresh()
     if number % 3:
         shutil.copytree(lab.start, work_folder / "out")
@@ -559,30 +568,29 @@ def one_log(lab: Lab, seed: int, number: int) -> dict:
                     for line in path.read_text().splitlines(): json.loads(line, parse_constant=lambda name: lab.faults.append(f"{name} in {path.name}"))
             return dict(resume=done)
         return dict(what=what, work=work)
-    name, e = "relu_vs_tanh", experiment.EXPERIMENTS["relu_vs_tanh"]["tiny"]
+    name, e = "relu_vs_tanh", claims_plans.EXPERIMENTS["relu_vs_tanh"]["tiny"]
     epoch = dict(loss=2.3, error=0.9, seconds=1.0)
-    trial = experiment.new_trial("relu 0.001", 0) | dict(epochs=[epoch] * 4, stopped="4 epochs", finished=True)
-    honest = json.loads(json.dumps(experiment.identity(name, "tiny", "drawings") | dict(rule=e.rule, shortened="", device="cpu", chosen={}, trials=[trial, experiment.new_trial("tanh 0.001", 0) | dict(epochs=[epoch])])))
+    trial = claims_plans.new_trial("relu 0.001", 0) | dict(epochs=[epoch] * 4, stopped="4 epochs", finished=True)
+    honest = json.loads(json.dumps(claims_experiment.identity(name, "tiny", "drawings") | dict(rule=e.rule, shortened="", device="cpu", chosen={}, trials=[trial, claims_plans.new_trial("tanh 0.001", 0) | dict(epochs=[epoch])])))
     at = r.choice(("all", "trials", "trials", "trials"))
     data = mutate_json(r, json.dumps(honest)) if at == "all" else json.dumps(honest | {"trials": "@@"}).encode().replace(b'"@@"', mutate_json(r, json.dumps(honest["trials"])))
     file = work_folder / "results.json"
     file.write_bytes(data)
     def work():
-        import torch
         argv = [name, "--scale", "tiny", "--results", str(file), "--output", str(work_folder / "states")]
         def all_there(lab_of_experiment, seeds=None):
-            experiment.next_trial(lab_of_experiment.experiment, lab_of_experiment.results["trials"], seeds)
-            experiment.note(lab_of_experiment)
+            claims_plans.next_trial(lab_of_experiment.experiment, lab_of_experiment.results["trials"], seeds)
+            claims_experiment.note(lab_of_experiment)
             return 0
-        before, experiment.run_experiment = experiment.run_experiment, all_there
-        try: listed, done = lab.call("alexnet_experiment", experiment.main, [*argv, "--list"]), lab.call("alexnet_experiment", experiment.main, argv)
-        finally: experiment.run_experiment = before
+        before, claims_experiment.run_experiment = claims_experiment.run_experiment, all_there
+        try: listed, done = lab.call("alexnet_experiment", claims_experiment.main, [*argv, "--list"]), lab.call("alexnet_experiment", claims_experiment.main, argv)
+        finally: claims_experiment.run_experiment = before
         (work_folder / "results").mkdir()
         (work_folder / "results" / "mine.json").write_bytes(data)
-        package, config_module._PACKAGE = config_module._PACKAGE, work_folder
-        try: config_module.read_results("mine")
-        except config_module.InputError: pass
-        finally: config_module._PACKAGE = package
+        package, base_results._PACKAGE = base_results._PACKAGE, work_folder
+        try: base_results.read_results("mine")
+        except base_errors.InputError: pass
+        finally: base_results._PACKAGE = package
         return dict(list=listed, results=done)
     return dict(what=f"results file ({at})", work=work)
 
@@ -604,12 +612,15 @@ def forget_peak() -> None:
 def child(base: Path, kind: str, seed: int, numbers: list[int]) -> None:
     "Try these inputs, and write to report.jsonl before and after each."
     import torch
-    from alexnet_nb import config as config_module, train
+    from alexnet_nb import train
+    from alexnet_nb.base import errors as base_errors
+    from alexnet_nb.base import plots as base_plots
+    from alexnet_nb.engine import run as engine_run
     torch.set_num_threads(1)
     torch._dynamo  # imported now, so that it is not the fault of an input
     lab = Lab(base)
-    train.write_panels = lambda *args: None  # pictures for TensorBoard, which take longer than everything else here
-    train.draw_curves = lambda *args, **more: type("Figure", (), dict(savefig=lambda self, file, **how: Path(file).write_bytes(b"") if isinstance(file, (str, Path)) else None))()
+    engine_run.write_panels = lambda *args: None  # pictures for TensorBoard, which take longer than everything else here
+    base_plots.draw_curves = lambda *args, **more: type("Figure", (), dict(savefig=lambda self, file, **how: Path(file).write_bytes(b"") if isinstance(file, (str, Path)) else None))()
     lab.honest()
     lab.fresh()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what is imported late is imported here
@@ -620,7 +631,7 @@ def child(base: Path, kind: str, seed: int, numbers: list[int]) -> None:
     def note_swallowed(self, *args):
         if swallowed(sys.exc_info()[1]): lab.faults.append(f"memory was asked for beyond {MEGABYTES} MB")
         ValueError.__init__(self, *args)
-    config_module.InputError.__init__ = note_swallowed
+    base_errors.InputError.__init__ = note_swallowed
     def too_long(number, frame): raise TooLong
     signal.signal(signal.SIGPROF, too_long)
     with open(base / "report.jsonl", "a", buffering=1) as report:

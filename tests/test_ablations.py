@@ -8,12 +8,20 @@ import torch
 from common import differences, lines, load, run_without_panels, settings, tiny
 from torch import nn
 
-from alexnet_nb import inference, train
-from alexnet_nb.checkpoint import architecture, build_model, read_checkpoint, save_checkpoint, stored_recipe
-from alexnet_nb.config import Config, InputError, load_config, make_config, to_yaml
-from alexnet_nb.data import (DeviceLoader, EpochBatches, PreparedImages, augmentation, colour_statistics, drawings, make_loader, open_rgb, paper_recipe,
-                             prepare, prepare_batch, stack_pixels, usual_recipe)
-from alexnet_nb.experiment import EXPERIMENTS
+from alexnet_nb import inference
+from alexnet_nb import train
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine import setup as engine_setup
+from alexnet_nb.engine.checkpoint import architecture, build_model, read_checkpoint, stored_recipe
+from alexnet_nb.engine.files import save_checkpoint
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.engine.config import Config, load_config, make_config, to_yaml
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.pictures import open_rgb, stack_pixels
+from alexnet_nb.data import augmentation, colour_statistics, paper_recipe, prepare, prepare_batch
+from alexnet_nb.data import usual_recipe
+from alexnet_nb.engine.loaders import DeviceLoader, EpochBatches, PreparedImages, make_loader
+from alexnet_nb.claims.plans import EXPERIMENTS
 from alexnet_nb.model import AlexNet, layer_table
 
 PLACES = {"conv1": "features.0", "conv2": "features.4", "conv3": "features.8", "conv4": "features.10", "conv5": "features.12",
@@ -206,7 +214,7 @@ def test_wrong_values_are_refused(text):
 
 
 def recipe_of(*texts, images=ITEMS):
-    return train.make_recipe(load_config(None, texts), images)
+    return engine_setup.make_recipe(load_config(None, texts), images)
 
 
 def test_the_config_makes_the_recipe():
@@ -257,7 +265,7 @@ def test_a_run_carries_the_switches(switched, pictures):
     assert checkpoint["config"]["model"]["without"] == ["conv4"] and "features.10.weight" not in checkpoint["model"]
     assert (checkpoint["recipe"]["flip"], checkpoint["recipe"]["crop"], checkpoint["recipe"]["colour"]) == (False, False, None)
     assert not any(checkpoint["config"]["data"][key] for key in ("flip", "crop", "colour"))
-    classifier = inference.load_classifier(switched / "models" / "alexnet_final.pkl", torch.device("cpu"))
+    classifier = engine_predict_command.load_classifier(switched / "models" / "alexnet_final.pkl", torch.device("cpu"))
     answer = inference.predict(classifier, open_rgb(pictures / "000.png"))
     assert len(answer) == 10 and answer.sum().item() == pytest.approx(1, abs=1e-5)
 
@@ -272,11 +280,11 @@ def test_one_plus_one_epochs_equal_two(switched, tmp_path, no_panels, capsys):
 
 def test_resuming_keeps_the_switches(switched, capsys):
     checkpoint = read_checkpoint(switched / "models" / "alexnet_final.pkl")
-    cfg = train.resume_config(checkpoint, {"data": {"flip": True, "crop": True, "colour": 0.1}})
+    cfg = engine_setup.resume_config(checkpoint, {"data": {"flip": True, "crop": True, "colour": 0.1}})
     assert not (cfg.data.flip or cfg.data.crop or cfg.data.colour)
     said = capsys.readouterr().out
     for key in ("data.flip", "data.crop", "data.colour"): assert f"{key} stays" in said
-    with pytest.raises(InputError, match="model.without"): train.resume_config(checkpoint, {"model": {"without": []}})
+    with pytest.raises(InputError, match="model.without"): engine_setup.resume_config(checkpoint, {"model": {"without": []}})
 
 
 def test_a_run_from_before_the_switches_goes_on(tmp_path, no_panels, capsys):
@@ -295,7 +303,7 @@ def test_a_run_from_before_the_switches_goes_on(tmp_path, no_panels, capsys):
 
 def first_steps(*texts, steps: int = 3) -> tuple[dict, list[float]]:
     "Weights and losses after a few steps of a tiny run."
-    run = train.start(load_config(None, [text for text in settings_of(*texts)]))
+    run = engine_setup.start(load_config(None, [text for text in settings_of(*texts)]))
     losses = []
     for _, (x, y, _) in zip(range(steps), run.train):
         losses.append(train.train_step(run, x, y)[0].item())

@@ -26,8 +26,16 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from watch import Evil
 
-from alexnet_nb import checkpoint, data, inference, train
-from alexnet_nb.config import InputError, load_config
+from alexnet_nb import inference
+from alexnet_nb import train
+from alexnet_nb.base import cifar10 as base_cifar10
+from alexnet_nb.engine import files as engine_files
+from alexnet_nb.engine import loaders as engine_loaders
+from alexnet_nb.engine import logs as engine_logs
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine import train_command as engine_train_command
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.engine.config import load_config
 
 SHIPPED = "default, paper, quick, short"
 
@@ -141,7 +149,7 @@ def with_folders(root: Path, dataset="CIFAR10", **changes) -> list[str]:
 
 def test_data_folder_missing(tmp_path, refused):
     refused(train.main, with_folders(tmp_path / "nowhere"), f"{tmp_path / 'nowhere'}: holds neither CIFAR-10's batches, nor cifar-10-python.tar.gz, "
-            "nor train/ and test/ folders; put one there or set data.download to true")
+            "nor train/ and test/ folders; put one there or set base_cifar10.download to true")
     refused(train.main, with_folders(tmp_path / "nowhere", "ImageFolder"),
             f"{tmp_path / 'nowhere' / 'train'}: no such folder; set data.data_dir and paths.train_img_dir to where the images are")
 
@@ -240,7 +248,7 @@ def server():
 
 def use_sources(monkeypatch, *urls):
     "Let commands download from these places instead of the real ones."
-    monkeypatch.setattr(data, "find_cifar10", functools.partial(data.find_cifar10, sources=urls))
+    monkeypatch.setattr(base_cifar10, "find_cifar10", functools.partial(base_cifar10.find_cifar10, sources=urls))
 
 
 def test_our_own_bad_download_is_removed(tmp_path, monkeypatch, capsys, server):
@@ -260,7 +268,7 @@ def test_download_tells_what_every_source_said(tmp_path, monkeypatch, capsys, se
     local = tmp_path / "wrong.bin"
     local.write_bytes(b"wrong")
     with pytest.raises(InputError) as e:
-        data.fetch_cifar10(root, (gone, short, local.as_uri(), "http://127.0.0.1:9/closed"), timeout=5)
+        base_cifar10.fetch_cifar10(root, (gone, short, local.as_uri(), "http://127.0.0.1:9/closed"), timeout=5)
     text = str(e.value)
     assert "503" in text and text.count("another MD5") == 2 and "refused" in text and "\n" not in text
     assert list(root.iterdir()) == [] and local.read_bytes() == b"wrong"
@@ -269,7 +277,7 @@ def test_download_tells_what_every_source_said(tmp_path, monkeypatch, capsys, se
 def test_download_gives_up_on_a_silent_server(tmp_path, server):
     url = server("/slow", body=b"x", length=100)
     began = time.monotonic()
-    with pytest.raises(InputError, match="timed out"): data.fetch_cifar10(tmp_path / "root", (url,), timeout=0.2)
+    with pytest.raises(InputError, match="timed out"): base_cifar10.fetch_cifar10(tmp_path / "root", (url,), timeout=0.2)
     assert time.monotonic() - began < 10 and list((tmp_path / "root").iterdir()) == []
 
 
@@ -284,11 +292,11 @@ def small_archive(path: Path) -> bytes:
 
 def test_good_download_after_a_bad_source_is_unpacked(tmp_path, monkeypatch, server):
     body = small_archive(tmp_path / "made.tar.gz")
-    monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(body).hexdigest())
+    monkeypatch.setattr(base_cifar10, "CIFAR10_MD5", hashlib.md5(body).hexdigest())
     root = tmp_path / "root"
-    data.find_cifar10(root, True, (server("/bad", body=b"no"), server("/good", body=body)))
+    base_cifar10.find_cifar10(root, True, (server("/bad", body=b"no"), server("/good", body=body)))
     assert (root / "cifar-10-python.tar.gz").read_bytes() == body and (root / "cifar-10-batches-py" / "data_batch_1").is_file()
-    data.find_cifar10(root, True, ("http://127.0.0.1:9/never asked",))
+    base_cifar10.find_cifar10(root, True, ("http://127.0.0.1:9/never asked",))
 
 
 def test_damaged_batches(tmp_path, refused):
@@ -299,7 +307,7 @@ def test_damaged_batches(tmp_path, refused):
 
 
 def test_download_is_never_begun_when_told_not_to(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *a, **k: pytest.fail("the network was asked"))
+    monkeypatch.setattr(base_cifar10.urllib.request, "urlopen", lambda *a, **k: pytest.fail("the network was asked"))
     assert train.main(with_folders(tmp_path / "root", data__download=False)) == 2
     assert not (tmp_path / "root").exists()
 
@@ -537,7 +545,7 @@ def test_results_file_that_cannot_be_written(tmp_path, refused):
 def one_epoch(tmp_path, no_panels):
     "The folder of a run that was stopped in the middle of epoch 2."
     out = tmp_path / "out"
-    train.fit(load_config(None, [a for a in tiny(out) if a != "--set"]), max_steps=8)
+    engine_train_command.fit(load_config(None, [a for a in tiny(out) if a != "--set"]), max_steps=8)
     return out
 
 
@@ -557,7 +565,7 @@ def test_disk_full_while_saving(one_epoch, monkeypatch, failed):
         def save(checkpoint, f):
             f.write(b"half of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        m.setattr(train.torch, "save", save)
+        m.setattr(engine_files.torch, "save", save)
         failed(train.main, ["--resume", path, *tiny(one_epoch)],
                f"{path}: could not be written (No space left on device); free some space or choose another paths.checkpoint_dir")
     checks_after_full_disk(one_epoch, before)
@@ -568,7 +576,7 @@ def test_disk_full_for_real(one_epoch, monkeypatch, failed):
     "What is written before it is renamed goes to /dev/full, so torch itself meets the full disk."
     before, path = snapshot(one_epoch / "models"), one_epoch / "models" / "alexnet_last.pkl"
     with monkeypatch.context() as m:
-        m.setattr(checkpoint, "open", lambda p, mode="r", *args, **more: open("/dev/full" if mode == "wb" and Path(p).suffix == ".part" else p, mode, *args, **more), raising=False)
+        m.setattr(engine_files, "open", lambda p, mode="r", *args, **more: open("/dev/full" if mode == "wb" and Path(p).suffix == ".part" else p, mode, *args, **more), raising=False)
         failed(train.main, ["--resume", path, *tiny(one_epoch)],
                f"{path}: could not be written (No space left on device); free some space or choose another paths.checkpoint_dir")
     checks_after_full_disk(one_epoch, before)
@@ -597,7 +605,7 @@ def test_disk_full_on_a_small_file_system(small_disk, tmp_path, no_panels, faile
 
 def test_disk_full_while_logging(tmp_path, monkeypatch, failed, no_panels):
     def write(self, kind, **values): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(train.Log, "write", write)
+    monkeypatch.setattr(engine_logs.Log, "write", write)
     failed(train.main, tiny(tmp_path), "output: No space left on device; free some space or choose another place")
 
 
@@ -640,10 +648,10 @@ def test_loss_that_is_not_a_number(tmp_path, monkeypatch, failed, no_panels):
 
 
 def test_loss_stuck_at_the_start_is_named(capsys):
-    train.warn_if_stuck(2.3049, 10)
+    engine_run.warn_if_stuck(2.3049, 10)
     assert capsys.readouterr().err == ("the loss is still ln 10 = 2.303, that of a network that answers every image alike; "
                                        "if it stays, try model.init he, or another training.learning_rate\n")
-    train.warn_if_stuck(2.2, 10)
+    engine_run.warn_if_stuck(2.2, 10)
     assert capsys.readouterr().err == ""
 
 
@@ -651,7 +659,7 @@ def test_loss_stuck_at_the_start_is_named(capsys):
 def test_dead_worker(tmp_path, monkeypatch, capsys):
     def die(self, key):
         if get_worker_info(): os.kill(os.getpid(), signal.SIGKILL)
-    monkeypatch.setattr(data.PreparedImages, "__getitem__", die)
+    monkeypatch.setattr(engine_loaders.PreparedImages, "__getitem__", die)
     assert train.main(tiny(tmp_path, data__loader="workers", data__num_workers=1)) == 1
     err = capsys.readouterr().err
     assert re.fullmatch(r"alexnet_train: a process that loads images has died \(DataLoader worker \(pid.*\); take the file away if it does so again, or lower data\.num_workers; go on with --resume", err.splitlines()[-1])

@@ -10,9 +10,15 @@ import yaml
 from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alexnet_nb import config, inference, train
-from alexnet_nb.config import CONFIG_DIR, Config, InputError, load_config, pick_device
-from alexnet_nb.data import CLASSES, drawings, open_rgb
+from alexnet_nb import inference
+from alexnet_nb import train
+from alexnet_nb.engine import config as engine_config
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.base.device import pick_device
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.engine.config import CONFIG_DIR, Config, load_config
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.pictures import CLASSES, open_rgb
 
 CPU = ["--set", "device.use_cuda=false"]
 
@@ -48,7 +54,7 @@ def test_train_prints_device_config_and_result(tmp_path, capsys, no_panels):
     assert train.main([*tiny(tmp_path, training__num_epochs=1), "--results", str(tmp_path / "new" / "r.json")]) == 0
     out = capsys.readouterr().out
     printed = out.split("device: cpu (")[0]
-    assert config.make_config(yaml.safe_load(printed)) == load_config(tmp_path / "config.yaml")
+    assert engine_config.make_config(yaml.safe_load(printed)) == load_config(tmp_path / "config.yaml")
     for text in ("tensorboard --logdir", "epoch 1 of 1: loss", "test: accuracy", "alexnet_final.pkl"): assert text in out
     results = json.loads((tmp_path / "new" / "r.json").read_text())
     assert results["finished"] and len(results["steps"]) == results["total_steps"] == STEPS and results["train_images"] == 48 and results["test_images"] == 20
@@ -88,7 +94,7 @@ def test_variants_train_and_predict(changes, tmp_path, no_panels, pictures, caps
     capsys.readouterr()
     final = str(tmp_path / "models" / "alexnet_final.pkl")
     assert inference.main(["--checkpoint", final, "--image", str(pictures / "000.png"), "--json"]) == 0
-    classifier = inference.load_classifier(final, torch.device("cpu"), precision="auto")
+    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="auto")
     expected = inference.predict(classifier, open_rgb(pictures / "000.png"))
     said = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert [said[name] for name in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4)
@@ -171,9 +177,9 @@ def test_folder_as_csv(final, mixed, capsys):
 
 
 def test_batches_and_company_change_no_prediction(final, mixed):
-    classifier = inference.load_classifier(final, torch.device("cpu"))
-    files = inference.folder_images(mixed)
-    whole, small = ([p.probabilities for p in inference.predict_files(classifier, files, batch_size=n)] for n in (64, 2))
+    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"))
+    files = engine_predict_command.folder_images(mixed)
+    whole, small = ([p.probabilities for p in engine_predict_command.predict_files(classifier, files, batch_size=n)] for n in (64, 2))
     for a, b in zip(whole, small): assert a == b if a is None else a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
@@ -182,7 +188,7 @@ def test_ten_views(final, pictures, capsys):
     assert inference.main(["--checkpoint", str(final), "--image", path, "--ten-views", "--json"]) == 0
     ten = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert sum(ten.values()) == pytest.approx(1, abs=1e-5)
-    classifier = inference.load_classifier(final, torch.device("cpu"), precision="auto")
+    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="auto")
     assert [ten[c] for c in CLASSES] == pytest.approx(inference.predict(classifier, open_rgb(path), 10).tolist(), rel=1e-4)
 
 
@@ -237,7 +243,7 @@ def test_the_four_configs_are_there():
 def test_default_is_the_default():
     "default.yaml spells out every key, with the value that it has without a file."
     assert load_config("default") == load_config() == Config()
-    spelt = config.read_config_file("default")
+    spelt = engine_config.read_config_file("default")
     for section, keys in Config().model_dump().items():
         assert set(keys) - {"input_root_dir"} <= set(spelt[section]), section
 

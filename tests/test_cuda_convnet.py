@@ -6,10 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from alexnet_nb import cuda_convnet
-from alexnet_nb.cuda_convnet import (NETS, Local2d, SameMapNorm, Stage, build_net, chances, cut, mean_image, net_optimizer, net_table,
-                                     set_rate, ten_views, train_epoch, view_probabilities)
-from alexnet_nb.data import drawings, stack_pixels
+from alexnet_nb.claims import small_nets as claims_small_nets
+from alexnet_nb.claims.small_nets import NETS, Local2d, SameMapNorm, Stage, build_net, chances, cut
+from alexnet_nb.claims.small_nets import mean_image, net_optimizer, net_table, ten_views, train_epoch
+from alexnet_nb.claims.small_nets import view_probabilities
+from alexnet_nb.train import set_rate
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.pictures import stack_pixels
 
 
 def numbers(*shape, scale=1., seed=0) -> torch.Tensor:
@@ -292,15 +295,15 @@ def test_view_probabilities_are_means_of_probabilities():
 # an epoch
 
 def test_minibatches_never_take_from_two_data_batches():
-    parts = cuda_convnet._minibatches(50_000, 128)
-    assert len(parts) == 395 and len(cuda_convnet._minibatches(40_000, 128)) == 316
+    parts = claims_small_nets._minibatches(50_000, 128)
+    assert len(parts) == 395 and len(claims_small_nets._minibatches(40_000, 128)) == 316
     assert parts[78] == slice(9984, 10_000) and parts[79] == slice(10_000, 10_128)
-    assert [i for part in cuda_convnet._minibatches(20_777, 128) for i in range(part.start, part.stop)] == list(range(20_777))
+    assert [i for part in claims_small_nets._minibatches(20_777, 128) for i in range(part.start, part.stop)] == list(range(20_777))
 
 
 @pytest.mark.parametrize("with_luck", [True, False])
 def test_an_epoch_is_a_plain_loop_in_order(with_luck, monkeypatch):
-    monkeypatch.setattr(cuda_convnet, "DATA_BATCH", 20)
+    monkeypatch.setattr(claims_small_nets, "DATA_BATCH", 20)
     pixels, labels, mean = noise(50), torch.arange(50) % 10, mean_image(noise(50))
     luck = chances(0, 0, 50, 8) if with_luck else None
     ours, plain = (build_net("19pct", side=8, seed=0) for _ in range(2))

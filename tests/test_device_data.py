@@ -7,9 +7,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from alexnet_nb.config import InputError
-from alexnet_nb.data import (Augmentation, DeviceLoader, EpochBatches, Images, PreparedImages, Recipe, augmentation, colour_statistics, drawings,
-                             make_loader, paper_recipe, prepare, prepare_batch, read_cifar10, resize_pixels, stack_pixels, usual_recipe)
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.cifar10 import read_cifar10
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.pictures import Images, stack_pixels
+from alexnet_nb.base.resize import resize_pixels
+from alexnet_nb.data import Augmentation, Recipe, augmentation, colour_statistics, paper_recipe, prepare
+from alexnet_nb.data import prepare_batch, usual_recipe
+from alexnet_nb.engine.loaders import DeviceLoader, EpochBatches, PreparedImages, make_loader
 from common import save_drawings
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]

@@ -18,9 +18,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from alexnet_nb import train
-from alexnet_nb.config import InputError, make_config
-from alexnet_nb.data import EpochBatches
-from alexnet_nb.distributed import World, launch, share
+from alexnet_nb.base import errors as base_errors
+from alexnet_nb.engine import setup as engine_setup
+from alexnet_nb.engine import train_command as engine_train_command
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.engine.config import make_config
+from alexnet_nb.engine.loaders import EpochBatches
+from alexnet_nb.engine.processes import World, launch, share
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -67,9 +71,9 @@ def numbers(folder: Path, dtype: str, epochs: int = 3) -> dict:
 
 def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[float], torch.Tensor]:
     "Losses of twenty steps and the weights after them; with `halves` each batch goes through the network in two parts."
-    from alexnet_nb.distributed import replicated, total, world_size
+    from alexnet_nb.engine.processes import replicated, world_size
     cfg, kind, losses = make_config(config), getattr(torch, dtype), []
-    run = train.start(cfg)
+    run = engine_setup.start(cfg)
     run.model.to(kind)
     run.net = replicated(run.model, run.device)
     while True:
@@ -319,7 +323,7 @@ def two_gpus(monkeypatch):
 
 def test_ids_in_a_config_start_a_process_each(two_gpus, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(train, "launch", lambda size, command: asked.append((size, command)) or 0)
+    monkeypatch.setattr(engine_train_command, "launch", lambda size, command: asked.append((size, command)) or 0)
     argv = [*tiny(tmp_path, device__use_cuda=True), "--set", "device.device_ids=[0, 1]"]
     assert train.main(argv) == 0
     assert asked == [(2, [sys.executable, "-m", "alexnet_nb.train", *argv])]
@@ -331,17 +335,17 @@ def test_a_run_on_two_gpus_is_resumed_on_two(two_gpus, monkeypatch, tmp_path, tr
     stored["config"]["device"] |= dict(use_cuda=True, device_ids=[1, 0])
     torch.save(stored, tmp_path / "two.pkl")
     asked = []
-    monkeypatch.setattr(train, "launch", lambda size, command: asked.append(size) or 0)
+    monkeypatch.setattr(engine_train_command, "launch", lambda size, command: asked.append(size) or 0)
     assert train.main(["--resume", str(tmp_path / "two.pkl")]) == 0 and asked == [2]
 
 
 def test_an_id_that_is_not_there_is_refused_before(two_gpus, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(train, "launch", None)
+    monkeypatch.setattr(engine_train_command, "launch", None)
     assert train.main([*tiny(tmp_path, device__use_cuda=True), "--set", "device.device_ids=[0, 2]"]) == 2
     assert "device.device_ids names GPU 2, but there are 2" in capsys.readouterr().err
 
 
 def test_fewer_images_than_processes(monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "world_size", lambda: 9)
-    monkeypatch.setattr(train, "by_leader", lambda work, then_all=False: work())
-    with pytest.raises(train.InputError, match="training.batch_size is 8, but 9 processes share it"): train.start(make_config(numbers(tmp_path, "float32")["config"]))
+    monkeypatch.setattr(engine_setup, "world_size", lambda: 9)
+    monkeypatch.setattr(engine_setup, "by_leader", lambda work, then_all=False: work())
+    with pytest.raises(base_errors.InputError, match="training.batch_size is 8, but 9 processes share it"): engine_setup.start(make_config(numbers(tmp_path, "float32")["config"]))

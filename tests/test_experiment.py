@@ -14,19 +14,24 @@ import torch
 from common import class_folders, snapshot
 from PIL import Image
 
-from alexnet_nb import experiment as X
-from alexnet_nb.checkpoint import take_folders
-from alexnet_nb.config import InputError, make_config
-from alexnet_nb.cuda_convnet import NETS
-from alexnet_nb.data import CLASSES, drawings
+from alexnet_nb.base import device as base_device
+from alexnet_nb.claims import experiment as claims_experiment
+from alexnet_nb.claims import plans as claims_plans
+from alexnet_nb.claims import small_nets as claims_small_nets
+from alexnet_nb.engine import files as engine_files
+from alexnet_nb.engine import signals as engine_signals
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.engine.config import make_config
+from alexnet_nb.claims.small_nets import NETS
+from alexnet_nb.base.pictures import CLASSES
 
 # Networks of the authors on 8 x 8 drawings: an epoch takes hundredths of a second. Nothing reaches an error of 1 %.
-RACE = X.Experiment("convnet", (80, 0), dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),
-                    X.rate_arms("19pct", 8, (.001, .002), (.001, .002)), (0, 1), "a rule", race=2)
+RACE = claims_plans.Experiment("convnet", (80, 0), dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),
+                    claims_plans.rate_arms("19pct", 8, (.001, .002), (.001, .002)), (0, 1), "a rule", race=2)
 STAGES = [[[1, 2, 3, 4], 2, .001], [[1, 2, 3, 4, 5], 1, .0001]]
-PAIR = X.Experiment("convnet", (80, 30), dict(side=8, activation="relu", crops=True, decay=True, batch_size=16, stages=STAGES),
+PAIR = claims_plans.Experiment("convnet", (80, 30), dict(side=8, activation="relu", crops=True, decay=True, batch_size=16, stages=STAGES),
                     {"13pct": dict(net="13pct"), "11pct": dict(net="11pct", seeds=[0])}, (0, 1), "a rule")
-_TINY = X.EXPERIMENTS["ablations"]["tiny"]
+_TINY = claims_plans.EXPERIMENTS["ablations"]["tiny"]
 ALEXNET = replace(_TINY, images=(24, 10), base=_TINY.base | {"device.use_cuda": False}, arms={name: _TINY.arms[name] for name in ("no dropout", "two towers")})
 
 
@@ -34,18 +39,18 @@ ALEXNET = replace(_TINY, images=(24, 10), base=_TINY.base | {"device.use_cuda": 
 def on_cpu():
     "Bits are compared, which a GPU does not promise."
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(X, "pick_device", lambda: torch.device("cpu"))
+        m.setattr(base_device, "pick_device", lambda: torch.device("cpu"))
         yield
 
 
 @pytest.fixture
 def known(monkeypatch):
     "Small experiments under the names race, pair and alexnet."
-    for name, experiment in dict(race=RACE, pair=PAIR, alexnet=ALEXNET).items(): monkeypatch.setitem(X.EXPERIMENTS, name, {"tiny": experiment})
+    for name, experiment in dict(race=RACE, pair=PAIR, alexnet=ALEXNET).items(): monkeypatch.setitem(claims_plans.EXPERIMENTS, name, {"tiny": experiment})
 
 
 def run(name: str, *argv: str, file: str = "r.json", folder: str = "states") -> int:
-    return X.main([name, "--results", file, "--output", folder, *argv])
+    return claims_experiment.main([name, "--results", file, "--output", folder, *argv])
 
 
 def read(file: str = "r.json", clock: bool = False) -> dict:
@@ -62,30 +67,30 @@ def errors(trial: dict) -> list[float]: return [epoch["error"] for epoch in tria
 
 def trial(*errors: float, arm: str = "relu 0.001", seed: int = 0, stopped: str | None = "2 epochs") -> dict:
     "A made-up record."
-    return X.new_trial(arm, seed) | dict(epochs=[dict(loss=1.0, error=e, seconds=1.0) for e in errors], stopped=stopped, finished=stopped is not None)
+    return claims_plans.new_trial(arm, seed) | dict(epochs=[dict(loss=1.0, error=e, seconds=1.0) for e in errors], stopped=stopped, finished=stopped is not None)
 
 
 # --- the tables
 
 def test_ablations_change_one_thing_each():
-    for scale, e in X.EXPERIMENTS["ablations"].items():
+    for scale, e in claims_plans.EXPERIMENTS["ablations"].items():
         assert e.arms["base"] == {} and len(e.arms) == (12 if scale == "cpu" else 14)
         for arm, own in e.arms.items(): assert len(own) == (arm != "base"), arm
         for arm in e.arms:
-            lab = X.Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None, X.StopFlag())
-            cfg, base = (X.alexnet_config(lab, X.new_trial(a, 3)).model_dump() for a in (arm, "base"))
+            lab = claims_experiment.Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None, engine_signals.StopFlag())
+            cfg, base = (claims_experiment.alexnet_config(lab, claims_plans.new_trial(a, 3)).model_dump() for a in (arm, "base"))
             changed = [f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != base[s][k] and s != "paths"]
             assert changed == list(e.arms[arm]), "the switch must do something, and nothing else may differ"
             assert cfg["data"]["recipe"] == "paper" and cfg["training"]["seed"] == 3
     default = make_config({}).model_dump()
-    full = X.EXPERIMENTS["ablations"]["full"]
+    full = claims_plans.EXPERIMENTS["ablations"]["full"]
     assert full.seeds == (0, 1, 2) and full.base["training.num_epochs"] == default["training"]["num_epochs"] == 90
     assert full.images[0] + default["data"]["val_images"] == 50_000
 
 
 def test_figure_1_is_unregularised_and_each_side_has_its_grid():
     for scale, rates, seeds, race in (("cpu", 3, 3, 12), ("full", 7, 10, 40)):
-        e = X.EXPERIMENTS["relu_vs_tanh"][scale]
+        e = claims_plans.EXPERIMENTS["relu_vs_tanh"][scale]
         assert e.base == dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40) and e.images == (50_000, 0)
         assert e.seeds == tuple(range(seeds)) and e.race == race and f"within {race} epochs" in e.rule and "25 %" in e.rule
         for act in ("relu", "tanh"):
@@ -95,21 +100,21 @@ def test_figure_1_is_unregularised_and_each_side_has_its_grid():
 
 
 def test_lrn_arms_have_equal_training_or_the_authors():
-    lengths = lambda e: {arm: X.full_length(e, arm) for arm in e.arms}
-    cpu, full = (X.EXPERIMENTS["lrn_13_to_11"][scale] for scale in ("cpu", "full"))
+    lengths = lambda e: {arm: claims_plans.full_length(e, arm) for arm in e.arms}
+    cpu, full = (claims_plans.EXPERIMENTS["lrn_13_to_11"][scale] for scale in ("cpu", "full"))
     assert lengths(cpu) == {"13pct": 20, "11pct_first": 20, "11pct": 20} and "20 epochs" in cpu.shortened
-    rates = [rate for _, rate in X.rates_by_epoch(X.settings(cpu, "11pct"))]
+    rates = [rate for _, rate in claims_plans.rates_by_epoch(claims_plans.settings(cpu, "11pct"))]
     assert rates == [1e-3] * 14 + [1e-4] * 3 + [1e-5] * 3
     assert lengths(full) == {"13pct": 160, "11pct_first": 470, "11pct": 520, "11pct_first, 160 epochs": 160, "11pct, 160 epochs": 160}
     for e in (cpu, full):
-        for arm in e.arms: assert X.settings(e, arm)["net"] in NETS and X.settings(e, arm)["crops"] and X.settings(e, arm)["decay"]
-    assert X.rates_by_epoch(X.settings(full, "13pct"))[99:101] == [((1, 2, 3, 4), 1e-3), ((1, 2, 3, 4, 5), 1e-3)]
-    assert [(a, s) for a, s, _ in X.plan(cpu, [])] == [("13pct", 0), ("11pct_first", 0), ("11pct", 0), ("13pct", 1), ("11pct_first", 1)]
+        for arm in e.arms: assert claims_plans.settings(e, arm)["net"] in NETS and claims_plans.settings(e, arm)["crops"] and claims_plans.settings(e, arm)["decay"]
+    assert claims_plans.rates_by_epoch(claims_plans.settings(full, "13pct"))[99:101] == [((1, 2, 3, 4), 1e-3), ((1, 2, 3, 4, 5), 1e-3)]
+    assert [(a, s) for a, s, _ in claims_plans.plan(cpu, [])] == [("13pct", 0), ("11pct_first", 0), ("11pct", 0), ("13pct", 1), ("11pct_first", 1)]
 
 
 # --- the rule and the order
 
-def chosen(*trials: dict) -> dict: return X.choose(RACE, list(trials))
+def chosen(*trials: dict) -> dict: return claims_plans.choose(RACE, list(trials))
 
 
 def test_rule_fewest_epochs_then_lower_error():
@@ -137,26 +142,26 @@ def test_rule_waits_for_every_first_run_and_looks_no_further():
 
 
 def test_edge_of_the_grid():
-    e = replace(RACE, arms=X.rate_arms("19pct", 8, (.1, .2, .3), (.1,)))
+    e = replace(RACE, arms=claims_plans.rate_arms("19pct", 8, (.1, .2, .3), (.1,)))
     runs = lambda best: [trial(.5, .4 - .1 * (rate == best), arm=f"relu {rate}") for rate in (.1, .2, .3)] + [trial(.5, .5, arm="tanh 0.1")]
-    assert [X.choose(e, runs(best))["relu"]["at_edge"] for best in (.1, .2, .3)] == [True, False, True]
+    assert [claims_plans.choose(e, runs(best))["relu"]["at_edge"] for best in (.1, .2, .3)] == [True, False, True]
 
 
-@pytest.mark.parametrize("name, scale", [(n, s) for n in X.EXPERIMENTS for s in ("tiny", "cpu", "full")])
+@pytest.mark.parametrize("name, scale", [(n, s) for n in claims_plans.EXPERIMENTS for s in ("tiny", "cpu", "full")])
 def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
-    e, trials, order = X.EXPERIMENTS[name][scale], [], []
-    while task := X.next_trial(e, trials):
+    e, trials, order = claims_plans.EXPERIMENTS[name][scale], [], []
+    while task := claims_plans.next_trial(e, trials):
         arm, seed, limit = task
         order.append((arm, seed, limit))
-        done = X.find_trial(trials, arm, seed)
-        if done is None: trials.append(done := X.new_trial(arm, seed))
+        done = claims_plans.find_trial(trials, arm, seed)
+        if done is None: trials.append(done := claims_plans.new_trial(arm, seed))
         done |= trial(*[.9] * limit, arm=arm, seed=seed, stopped=f"{limit} epochs")
     seeds = [seed for _, seed, _ in order]
     assert seeds == sorted(seeds) and len(set(order)) == len(order)
     for seed in set(seeds[len(e.arms) * bool(e.race):]): assert seed in e.seeds
     if e.race:
         assert order[:len(e.arms)] == [(arm, 0, e.race) for arm in e.arms]
-        families = len(X.choose(e, trials))
+        families = len(claims_plans.choose(e, trials))
         over = e.race == e.base["epochs"]   # the first round has then run the chosen arms to the end with seed 0
         assert len(order) == len(e.arms) + families * (len(e.seeds) - over) and all(t[2] == e.base["epochs"] for t in order[len(e.arms):])
 
@@ -167,7 +172,7 @@ def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
 def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatch, name):
     assert run(name, file="whole.json", folder="a") == 0
     sessions = 0
-    monkeypatch.setattr(X, "note", lambda lab, note=X.note: (note(lab), setattr(lab.flag, "signal", signal.SIGTERM)))
+    monkeypatch.setattr(claims_experiment, "note", lambda lab, note=claims_experiment.note: (note(lab), setattr(lab.flag, "signal", signal.SIGTERM)))
     while (code := run(name, file="cut.json", folder="b")) != 0:
         assert code == 143
         sessions += 1
@@ -216,7 +221,7 @@ def test_minutes_and_more_seeds(known):
 def test_a_finished_trial_is_never_repeated(known, monkeypatch):
     assert run("race", "--seeds", "0") == 0
     before = read(clock=True)
-    monkeypatch.setattr(X, "train_epoch", None)
+    monkeypatch.setattr(claims_experiment, "train_epoch", None)
     assert run("race", "--seeds", "0") == 0
     assert read(clock=True) == before
 
@@ -225,7 +230,7 @@ def test_alexnet_stops_within_an_epoch_and_goes_on(known, no_panels, monkeypatch
     assert run("alexnet", file="whole.json", folder="a") == 0
     steps = 0
 
-    def stop_now_and_then(self, check=X.StopFlag.check):
+    def stop_now_and_then(self, check=engine_signals.StopFlag.check):
         nonlocal steps
         steps += 1
         if steps % 5 == 3: self.signal = signal.SIGINT
@@ -233,7 +238,7 @@ def test_alexnet_stops_within_an_epoch_and_goes_on(known, no_panels, monkeypatch
 
     codes, left = [], []
     with monkeypatch.context() as m:
-        m.setattr(X.StopFlag, "check", stop_now_and_then)
+        m.setattr(engine_signals.StopFlag, "check", stop_now_and_then)
         while not codes or codes[-1]:
             codes.append(run("alexnet", file="cut.json", folder="b"))
             assert len(codes) < 30, "every session must get further"
@@ -281,7 +286,7 @@ def test_a_full_disk_leaves_the_former_file(known, monkeypatch, capsys):
     before = Path("r.json").read_bytes()
 
     def full(*args, **options): raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(X.json, "dump", full)
+    monkeypatch.setattr(engine_files.json, "dump", full)
     assert run("pair", "--seeds", "0", "1") == 1
     assert "No space left" in capsys.readouterr().err and Path("r.json").read_bytes() == before
     assert not list(Path().glob(".r.json*"))
@@ -296,10 +301,10 @@ def test_a_second_run_on_the_folder_is_refused(known, capsys):
 
 
 def test_default_place(monkeypatch):
-    assert X.default_file("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
+    assert claims_experiment.default_file("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
     Path("nbs/results").mkdir(parents=True)
-    assert X.default_file("ablations", "cpu") == Path("nbs/results/ablations.json")
-    assert "nbs" not in X.default_file("ablations", "tiny").parts, "drawings must not pass for results"
+    assert claims_experiment.default_file("ablations", "cpu") == Path("nbs/results/ablations.json")
+    assert "nbs" not in claims_experiment.default_file("ablations", "tiny").parts, "drawings must not pass for results"
 
 
 # --- refusals
@@ -308,7 +313,7 @@ def test_default_place(monkeypatch):
                                         ("arms", {"13pct": {"net": "13pct"}})])
 def test_foreign_results_are_refused_and_left_alone(known, capsys, key, value):
     assert run("pair", "--minutes", "1e-9") == 0
-    mine = X.identity("pair", "tiny", "drawings")
+    mine = claims_experiment.identity("pair", "tiny", "drawings")
     Path("r.json").write_text(json.dumps(mine | {"device": "", "trials": [], key: value}))
     before = snapshot(Path())
     capsys.readouterr()
@@ -324,28 +329,28 @@ def test_other_refusals(known, capsys):
         assert run("pair") == 2 and "r.json" in capsys.readouterr().err and Path("r.json").read_text() == text
     Path("r.json").unlink()
     Path("states/pair-tiny").mkdir(parents=True)
-    Path("states/pair-tiny/identity.json").write_text(json.dumps(X.identity("pair", "tiny", "drawings") | {"base": {}}))
+    Path("states/pair-tiny/identity.json").write_text(json.dumps(claims_experiment.identity("pair", "tiny", "drawings") | {"base": {}}))
     assert run("pair") == 2 and "identity.json" in capsys.readouterr().err and not Path("r.json").exists()
     for argv in (["--minutes", "0"], ["--minutes", "nan"], ["--seeds", "1", "-1"]):
         assert run("pair", *argv, folder="other") == 2
         assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(SystemExit) as e: X.main(["no_such"])
+    with pytest.raises(SystemExit) as e: claims_experiment.main(["no_such"])
     assert e.value.code == 2
 
 
 def test_data_that_is_too_little_or_of_another_size(capsys):
     class_folders(Path("few"))
-    assert X.main(["relu_vs_tanh", "--scale", "cpu", "--data", "few", "--results", "r.json", "--output", "states"]) == 2
+    assert claims_experiment.main(["relu_vs_tanh", "--scale", "cpu", "--data", "few", "--results", "r.json", "--output", "states"]) == 2
     assert "has 40 training images, the experiment takes 50000" in capsys.readouterr().err and not Path("r.json").exists() and not Path("states").exists()
     with pytest.raises(InputError, match="32 x 32"):
         Image.new("RGB", (40, 40)).save("few/train/cat/0.png")
-        X.load_pictures(Path("few"), True, 40, torch.device("cpu"))
+        claims_experiment.load_pictures(Path("few"), True, 40, torch.device("cpu"))
 
 
 def test_data_is_named_and_put_in_one_order():
     root = class_folders(Path("cifar"))
-    assert X.find_data(None, (80, 30)) == "drawings" and X.find_data(root, (40, 20)) == "CIFAR-10"
-    one, two = (X.load_pictures(root, True, 40, torch.device("cpu")) for _ in range(2))
+    assert claims_experiment.find_data(None, (80, 30)) == "drawings" and claims_experiment.find_data(root, (40, 20)) == "CIFAR-10"
+    one, two = (claims_experiment.load_pictures(root, True, 40, torch.device("cpu")) for _ in range(2))
     assert torch.equal(one.pixels, two.pixels) and torch.equal(one.labels, two.labels) and one.pixels.dtype == torch.uint8
     assert sorted(one.labels.tolist()) == sorted(list(range(10)) * 4) and len(set(one.labels[:10].tolist())) > 4, "folders are sorted by class; this order is not"
     picture = np.asarray(Image.open(root / "train" / CLASSES[int(one.labels[0])] / "0.png"))
@@ -353,7 +358,7 @@ def test_data_is_named_and_put_in_one_order():
     for path in root.rglob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"))
         path.unlink()
-    assert X.find_data(root, (40, 0)) == "JPEG copy of CIFAR-10"
+    assert claims_experiment.find_data(root, (40, 0)) == "JPEG copy of CIFAR-10"
 
 
 # --- listing
@@ -362,9 +367,9 @@ def test_list_runs_nothing(known, monkeypatch, capsys):
     assert run("race", "--list") == 0 and list(Path().iterdir()) == []
     out = capsys.readouterr().out
     assert out.count("to do") == 4 and "then the chosen arms with seeds 0, 1" in out and "a rule" in out
-    assert X.main(["lrn_13_to_11", "--scale", "cpu", "--data", "nowhere", "--list"]) == 0 and capsys.readouterr().out.count("to do") == 5
+    assert claims_experiment.main(["lrn_13_to_11", "--scale", "cpu", "--data", "nowhere", "--list"]) == 0 and capsys.readouterr().out.count("to do") == 5
     assert run("race") == 0
-    monkeypatch.setattr(X, "run_trial", None)
+    monkeypatch.setattr(claims_experiment, "run_trial", None)
     capsys.readouterr()
     before = snapshot(Path())
     assert run("race", "--list") == 0 and snapshot(Path()) == before
@@ -375,7 +380,7 @@ def test_list_runs_nothing(known, monkeypatch, capsys):
 # --- divergence
 
 def test_divergence_is_recorded_and_the_experiment_goes_on(monkeypatch):
-    monkeypatch.setitem(X.EXPERIMENTS, "wild", {"tiny": replace(RACE, arms=X.rate_arms("19pct", 8, (1e38, .001), (1e38,)))})
+    monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild", {"tiny": replace(RACE, arms=claims_plans.rate_arms("19pct", 8, (1e38, .001), (1e38,)))})
     assert run("wild") == 0
     results = read()
     stopped = {(t["arm"], t["seed"]): t["stopped"] for t in results["trials"]}
@@ -386,7 +391,7 @@ def test_divergence_is_recorded_and_the_experiment_goes_on(monkeypatch):
 
 def test_alexnet_that_diverges(no_panels, monkeypatch):
     wild = replace(ALEXNET, base=ALEXNET.base | {"training.learning_rate": 1e30, "training.num_epochs": 1, "views": 1}, arms={"base": {}})
-    monkeypatch.setitem(X.EXPERIMENTS, "wild", {"tiny": wild})
+    monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild", {"tiny": wild})
     assert run("wild") == 0
     only, = read()["trials"]
     assert only["stopped"] == "diverged" and only["finished"] and only["epochs"] == [] and only["test"] is None
@@ -408,7 +413,7 @@ def test_relu_is_sooner_than_tanh_with_every_seed(figure_1):
     assert set(arms) == {"relu", "tanh"}
     sooner = 0
     for seed in (0, 1, 2):
-        relu, tanh = (X.find_trial(figure_1["trials"], arms[act], seed) for act in ("relu", "tanh"))
+        relu, tanh = (claims_plans.find_trial(figure_1["trials"], arms[act], seed) for act in ("relu", "tanh"))
         assert relu["stopped"] == "reached 50 %" and errors(relu)[-1] <= .5 < min(errors(relu)[:-1])
         assert relu["parameters"] == tanh["parameters"] and relu["macs"] == tanh["macs"]
         sooner += len(relu["epochs"]) < len(tanh["epochs"]) and min(errors(tanh)[:len(relu["epochs"])]) > errors(relu)[-1]
@@ -416,16 +421,16 @@ def test_relu_is_sooner_than_tanh_with_every_seed(figure_1):
 
 
 def test_figure_1_follows_its_own_rule(figure_1):
-    e, race = X.EXPERIMENTS["relu_vs_tanh"]["tiny"], figure_1["race"]
+    e, race = claims_plans.EXPERIMENTS["relu_vs_tanh"]["tiny"], figure_1["race"]
     for family, choice in figure_1["chosen"].items():
-        after = {arm: errors(X.find_trial(figure_1["trials"], arm, 0))[race - 1] for arm in e.arms if arm.startswith(family)}
+        after = {arm: errors(claims_plans.find_trial(figure_1["trials"], arm, 0))[race - 1] for arm in e.arms if arm.startswith(family)}
         assert choice["arm"] == min(after, key=after.get) and not choice["reached"]
     assert [(t["arm"], t["seed"]) for t in figure_1["trials"][:4]] == [(arm, 0) for arm in e.arms] and len(figure_1["trials"]) == 8
 
 
 def test_every_setting_of_an_arm_is_obeyed(known):
     def loss(**changes):
-        X.EXPERIMENTS["pair"]["tiny"] = replace(PAIR, base=PAIR.base | changes, arms={"13pct": dict(net="13pct")})
+        claims_plans.EXPERIMENTS["pair"]["tiny"] = replace(PAIR, base=PAIR.base | changes, arms={"13pct": dict(net="13pct")})
         name = f"run {len(list(Path().glob('*.json')))}"
         assert run("pair", "--seeds", "0", file=f"{name}.json", folder=name) == 0
         return [e["loss"] for e in read(f"{name}.json")["trials"][0]["epochs"]]
@@ -440,13 +445,13 @@ def test_every_setting_of_an_arm_is_obeyed(known):
 
 def test_biases_learn_twice_as_fast_as_weights_at_first(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(X, "net_optimizer", lambda net, rate, bias_rate, decay, make=X.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
+    monkeypatch.setattr(claims_small_nets, "net_optimizer", lambda net, rate, bias_rate, decay, make=claims_small_nets.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
     assert run("race", "--seeds", "0") == 0 and run("pair", "--seeds", "0", file="p.json") == 0
     assert seen[:2] == [(.001, .002, False), (.002, .004, False)] and set(seen[-2:]) == {(.001, .002, True)}
 
 
 def test_crops_depend_on_seed_and_epoch(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(X, "chances", lambda *numbers, draw=X.chances: seen.append(numbers) or draw(*numbers))
+    monkeypatch.setattr(claims_small_nets, "chances", lambda *numbers, draw=claims_small_nets.chances: seen.append(numbers) or draw(*numbers))
     assert run("pair") == 0
     assert seen == [(seed, epoch, 80, 8) for seed in (0, 0, 1) for epoch in range(3)], "crops do not depend on the arm"

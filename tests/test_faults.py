@@ -14,8 +14,16 @@ import pytest
 import torch
 from common import CLOCK, LONG, STEPS, check_equal, class_folders, differences, lines, load, run_without_panels, snapshot, tiny
 
-from alexnet_nb import checkpoint, data, train
-from alexnet_nb.checkpoint import read_checkpoint, take_folders
+from alexnet_nb import train
+from alexnet_nb.base import errors as base_errors
+from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.engine import files as engine_files
+from alexnet_nb.engine import logs as engine_logs
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine import setup as engine_setup
+from alexnet_nb.engine import signals as engine_signals
+from alexnet_nb.engine import train_command as engine_train_command
+from alexnet_nb.engine.checkpoint import read_checkpoint
 from alexnet_nb.data import Recipe
 from alexnet_nb.train import Diverged
 
@@ -51,7 +59,7 @@ def test_killed_between_the_best_and_the_last_checkpoint(tmp_path, monkeypatch, 
     "The best one used to be linked after the last one: a run killed in between went on without it, and never wrote it again."
     with monkeypatch.context() as m:
         def die(source, target): raise Killed
-        m.setattr(train, "copy_checkpoint", die)
+        m.setattr(engine_run, "copy_checkpoint", die)
         with pytest.raises(Killed): train.main([*tiny(tmp_path, **LONG), "--set", "training.checkpoint_minutes=1e-9"])
     assert (tmp_path / "models" / "alexnet_best.pkl").exists() and load(tmp_path / "models" / "alexnet_last.pkl")["total_steps"] == STEPS
     assert load(tmp_path / "models" / "alexnet_last.pkl")["epoch"] == 0
@@ -98,11 +106,11 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path, no_panels):
 
 def test_the_wait_for_an_epochs_last_update_counts(tmp_path, monkeypatch, no_panels):
     "On a GPU the numbers of the last updates come when the queue is empty; that is time of training too."
-    read = train.read_notes
+    read = engine_run.read_steps
     def slow(notes):
         if notes[-1].step == STEPS: time.sleep(3)
         return read(notes)
-    monkeypatch.setattr(train, "read_notes", slow)
+    monkeypatch.setattr(engine_run, "read_steps", slow)
     assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
     assert json.loads((tmp_path / "results.json").read_text())["training_seconds"] >= 3
 
@@ -119,8 +127,8 @@ def test_a_worker_that_dies_during_a_step_is_named(tmp_path, monkeypatch, capsys
 def test_a_stop_during_validation_leaves_the_network_as_it_was():
     "In training mode, for whoever goes on with it."
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)).train()
-    def stop(): raise train.Stopped("time is up", 0)
-    with pytest.raises(train.Stopped): train.evaluate(model, [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.arange(2))], torch.device("cpu"), stop)
+    def stop(): raise engine_signals.Stopped("time is up", 0)
+    with pytest.raises(engine_signals.Stopped): engine_run.evaluate(model, [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.arange(2))], torch.device("cpu"), stop)
     assert model.training
 
 
@@ -151,7 +159,7 @@ def test_folder_taken_away_while_running(tmp_path, monkeypatch, capsys, no_panel
 @pytest.mark.parametrize("method", ["write", "scalars", "flush"])
 def test_folder_taken_away_with_events_on_their_way(tmp_path, monkeypatch, capsys, no_panels, method):
     "TensorBoard's thread dies of it, and whoever writes next is told; that used to end the run with a traceback."
-    out, act = tmp_path / "out", getattr(train.Log, method)
+    out, act = tmp_path / "out", getattr(engine_logs.Log, method)
     def remove(log, *args, **values):
         if not done and log.folder.exists() and len(lines(out)) >= 8:
             done.append(shutil.rmtree(out))
@@ -159,7 +167,7 @@ def test_folder_taken_away_with_events_on_their_way(tmp_path, monkeypatch, capsy
                 while worker._worker.exception is None: worker._byte_queue.put(b"an event"); time.sleep(0.01)
         act(log, *args, **values)
     done = []
-    monkeypatch.setattr(train.Log, method, remove)
+    monkeypatch.setattr(engine_logs.Log, method, remove)
     assert train.main(tiny(out, **LONG)) == 0 and done
     assert capsys.readouterr().err.count("was taken away while the run went on; its logs begin anew") == 1
     assert read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS and json.loads((out / "results.json").read_text())["finished"]
@@ -183,9 +191,9 @@ def numbers(monkeypatch, tmp_path):
     number = [1]
     def file_system(folder):
         if tmp_path / "drive" not in (folder, *folder.parents): return 0
-        if number[0] is None: raise checkpoint.Away(f"{folder}: cannot be reached")
+        if number[0] is None: raise engine_files.Away(f"{folder}: cannot be reached")
         return number[0]
-    monkeypatch.setattr(checkpoint, "file_system", file_system)
+    monkeypatch.setattr(engine_files, "file_system", file_system)
     return number
 
 
@@ -242,14 +250,14 @@ def test_a_disk_that_stays_away(tmp_path, monkeypatch, capsys, numbers, straight
     drive, out = tmp_path / "drive", tmp_path / "out"
     cut_off(monkeypatch, drive, lambda: numbers.__setitem__(0, None), lambda: None)
     args = tiny(out, paths__checkpoint_dir=str(drive), **LONG)
-    stop_at = train.fit
-    monkeypatch.setattr(train, "fit", lambda *given, **more: stop_at(*given, max_steps=2 * STEPS + 1, **more))
+    stop_at = engine_train_command.fit
+    monkeypatch.setattr(engine_train_command, "fit", lambda *given, **more: stop_at(*given, max_steps=2 * STEPS + 1, **more))
     assert train.main(args) == 0
     said = capsys.readouterr()
     last = out / "models_run-001" / "alexnet_last.pkl"
     assert f"go on with --resume {last}" in said.out and load(last)["total_steps"] == 2 * STEPS + 1
     assert load(drive / "alexnet_last.pkl")["total_steps"] == STEPS
-    monkeypatch.setattr(train, "fit", stop_at)
+    monkeypatch.setattr(engine_train_command, "fit", stop_at)
     assert train.main(["--resume", str(last), *args, "--set", f"paths.checkpoint_dir={tmp_path / 'elsewhere'}"]) == 0
     for which in ("last", "final"): assert differences(*(load(f / f"alexnet_{which}.pkl") for f in (tmp_path / "elsewhere", straight / "models")), but=CLOCK) == []
 
@@ -266,7 +274,7 @@ def test_a_final_checkpoint_elsewhere_is_named(tmp_path, monkeypatch, capsys, nu
 def test_a_disk_that_takes_the_spare_folder_with_it(tmp_path, monkeypatch, capsys, no_panels):
     "Nowhere to go: one line, exit 1."
     out, gone = tmp_path / "out", []
-    monkeypatch.setattr(checkpoint, "file_system", lambda folder: 0)
+    monkeypatch.setattr(engine_files, "file_system", lambda folder: 0)
     def fsync(number):
         if gone: raise OSError(errno.EIO, os.strerror(errno.EIO))
     monkeypatch.setattr(os, "fsync", fsync)
@@ -294,7 +302,7 @@ def at_steps(run, *args):
         print("left behind:", list((out / "models").iterdir()))
         back()
     return step(run, *args)
-train.train_step, train.write_panels = at_steps, lambda *args: None
+train.train_step, engine_run.write_panels = at_steps, lambda *args: None
 assert train.main(tiny(out, **LONG)) == 0
 mount("umount", "-l", str(out / "models"))
 shutil.copytree(store / "folder", out / "models", dirs_exist_ok=True)
@@ -336,14 +344,14 @@ def test_spoiled_weights_at_the_end_of_an_epoch_name_the_step(tmp_path, monkeypa
         if run.progress.step == STEPS - 1: run.model.classifier[6].bias.data[0] = math.inf
         return result
     monkeypatch.setattr(train, "train_step", spoil)
-    from alexnet_nb.config import load_config
-    with pytest.raises(Diverged, match=f"classifier.6.bias is not finite after step {STEPS}"): train.fit(load_config(None, tiny(tmp_path)[1::2]), show_bar=False)
+    from alexnet_nb.engine.config import load_config
+    with pytest.raises(Diverged, match=f"classifier.6.bias is not finite after step {STEPS}"): engine_train_command.fit(load_config(None, tiny(tmp_path)[1::2]), show_bar=False)
 
 
 @pytest.mark.parametrize("mean, std", [((0.5,) * 3, (0.2, 0.0, 0.2)), ((math.nan, 0, 0), (1, 1, 1)), ((0, 0, 0), (1, 1, math.inf)), ((0, 0, 0), (1, -1, 1))])
 def test_a_recipe_that_would_make_numbers_that_are_none(mean, std):
     "Pictures of one colour have no deviation to divide by."
-    with pytest.raises(data.InputError, match="the numbers must be finite, and the second ones above 0"): Recipe(mean=mean, std=std)
+    with pytest.raises(base_errors.InputError, match="the numbers must be finite, and the second ones above 0"): Recipe(mean=mean, std=std)
 
 
 # ---------------------------------------------------------------- processes that load images
@@ -354,14 +362,14 @@ def fatal(path):
     return OPEN(path)
 
 
-OPEN = data.open_rgb
+OPEN = base_pictures.open_rgb
 
 
 @needs_fork
 def test_a_worker_that_dies_names_its_file(tmp_path, monkeypatch, capsys, no_panels):
     root = class_folders(tmp_path / "data")
-    monkeypatch.setattr(train, "fitting_pixels", lambda *args: None)
-    monkeypatch.setattr(data, "open_rgb", fatal)
+    monkeypatch.setattr(engine_setup, "fitting_pixels", lambda *args: None)
+    monkeypatch.setattr(base_pictures, "open_rgb", fatal)
     argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__num_workers=2, data__train_images=None, data__val_images=8)
     assert train.main(argv) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]

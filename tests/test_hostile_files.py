@@ -26,8 +26,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from watch import Evil
 
-from alexnet_nb import data, inference, train
-from alexnet_nb.config import InputError
+from alexnet_nb import data
+from alexnet_nb import inference
+from alexnet_nb import train
+from alexnet_nb.base import cifar10 as base_cifar10
+from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.engine import loaders as engine_loaders
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.base.errors import InputError
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="names and kinds of files that Windows does not have")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes, /proc and limits on memory")
@@ -85,9 +91,9 @@ def test_the_harness_sees_what_goes_wrong(monkeypatch):
     "A library that is broken on purpose: each kind of fault is found, and blamed on the right number."
     faults = {1: ("raise ValueError('odd')", "ValueError: odd"), 2: ("open('here', 'w').close(), os.remove('here')", "here"), 3: ("bytearray(3 * 2**30)", "MemoryError"),
               4: ("os.write(2, b'\\x1b[31m')", "wrote to stderr"), 5: ("subprocess.run(['true'])", "subprocess.Popen"), 6: ("os.kill(os.getpid(), 11)", "killed by signal SIGSEGV"),
-              7: ("raise data.InputError('two\\nlines')", "not one printable line")}
+              7: ("raise base_errors.InputError('two\\nlines')", "not one printable line")}
     cases = "".join(f"    if path.name.startswith('{number:06}'): {fault}\n" for number, (fault, _) in faults.items())
-    wrong = f"import os, subprocess\nfrom alexnet_nb import data\nreal = data.open_rgb\ndef broken(path, *use):\n{cases}    return real(path, *use)\ndata.open_rgb = broken\n"
+    wrong = f"import os, subprocess\nfrom alexnet_nb import data\nreal = base_pictures.open_rgb\ndef broken(path, *use):\n{cases}    return real(path, *use)\ndata.open_rgb = broken\n"
     start = hostile.subprocess.Popen
     monkeypatch.setattr(hostile.subprocess, "Popen", lambda argv, **more: start([*argv[:2], wrong + argv[2]], **more))
     report = hostile.run_kind("pictures", 9, seed=0, bombs=0)
@@ -102,7 +108,7 @@ def test_the_harness_sees_what_goes_wrong(monkeypatch):
 def test_any_bytes(tmp_path_factory, head, body):
     path = tmp_path_factory.getbasetemp() / "any bytes.png"
     path.write_bytes(head + body)
-    try: image = data.open_rgb(path)
+    try: image = base_pictures.open_rgb(path)
     except InputError as e: assert str(e).startswith(f"{path}: ") and str(e).isprintable()
     else: assert image.mode == "RGB" and min(image.size) > 0
 
@@ -119,8 +125,8 @@ def test_a_picture_starts_no_program(name, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     for suffix in (".eps", ".png", ".iim"):
         (tmp_path / f"a{suffix}").write_bytes(hostile.good_pictures()[name])
-        refused(data.open_rgb, tmp_path / f"a{suffix}", words=["not an image in a format that Pillow reads"])
-        refused(data.check_images, data.Images([tmp_path / f"a{suffix}"], np.array([0]), ("x",)), words=["not an image"])
+        refused(base_pictures.open_rgb, tmp_path / f"a{suffix}", words=["not an image in a format that Pillow reads"])
+        refused(base_pictures.check_images, base_pictures.Images([tmp_path / f"a{suffix}"], np.array([0]), ("x",)), words=["not an image"])
     assert not (tmp_path / "marker").exists()
 
 
@@ -129,24 +135,24 @@ def test_a_jpeg_in_a_thousand_passes(progressive, tmp_path):
     "94 kB over which a decoder sits for half a minute."
     (tmp_path / "a.jpg").write_bytes(hostile.many_scans(2_000, 1000, progressive))
     began = time.process_time()
-    refused(data.open_rgb, tmp_path / "a.jpg", words=["passes over 2000 x 2000 pixels"])
+    refused(base_pictures.open_rgb, tmp_path / "a.jpg", words=["passes over 2000 x 2000 pixels"])
     assert time.process_time() - began < 1
     (tmp_path / "b.jpg").write_bytes(hostile.written(Image.new("RGB", (2_000, 2_000)), "JPEG", progressive=progressive))
-    assert data.open_rgb(tmp_path / "b.jpg").size == (2_000, 2_000)
+    assert base_pictures.open_rgb(tmp_path / "b.jpg").size == (2_000, 2_000)
 
 
 @pytest.mark.parametrize("size", [(1, 89_000_000), (89_000_000, 1), (3, 4_000), (201, 2)])
 def test_a_strip(size, tmp_path):
     "A few bytes; enlarged until the short side has 227 or 256 pixels they would take up to 90 GB."
     (tmp_path / "a.png").write_bytes(hostile.png(*size, 0, 1))
-    refused(data.open_rgb, tmp_path / "a.png", words=[f"{size[0]} x {size[1]} pixels, one side over 100 times the other"])
+    refused(base_pictures.open_rgb, tmp_path / "a.png", words=[f"{size[0]} x {size[1]} pixels, one side over 100 times the other"])
 
 
 @pytest.mark.parametrize("size", [(100, 1), (2, 200)])
 def test_a_strip_that_is_just_short_enough(size, tmp_path):
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
     for recipe in (data.usual_recipe(), data.Recipe(short_side=256)):
-        for views in (1, 10): assert inference.prepare_views(data.open_rgb(tmp_path / "a.png"), recipe, views).shape == (views, 3, 227, 227)
+        for views in (1, 10): assert inference.prepare_views(base_pictures.open_rgb(tmp_path / "a.png"), recipe, views).shape == (views, 3, 227, 227)
 
 
 @pytest.mark.parametrize("head", [b"RIFF\xff\xff\xff\xffWEBP", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
@@ -156,15 +162,15 @@ def test_a_file_of_a_terabyte(head, tmp_path):
     path.write_bytes(head)
     try: os.truncate(path, 2**40)
     except OSError: pytest.skip("no such large files here")
-    refused(data.open_rgb, path, words=["1,099,511,627,776 bytes are too many"])
+    refused(base_pictures.open_rgb, path, words=["1,099,511,627,776 bytes are too many"])
 
 
 @POSIX
 def test_a_forked_process_does_not_wait_for_threads_it_has_not(tmp_path):
     "Workers of a `DataLoader` are forked; what other threads had in hand at that moment is not in hand there."
     Image.new("RGB", (1100, 1100)).save(tmp_path / "a.png")
-    with data._SPACE.take(2**26), data._QUIET.lock:
-        if (child := os.fork()) == 0: os._exit(0 if data.open_rgb(tmp_path / "a.png").size == (1100, 1100) else 1)
+    with base_pictures._SPACE.take(2**26), base_pictures._QUIET.lock:
+        if (child := os.fork()) == 0: os._exit(0 if base_pictures.open_rgb(tmp_path / "a.png").size == (1100, 1100) else 1)
     for _ in range(300):
         done, status = os.waitpid(child, os.WNOHANG)
         if done: break
@@ -179,22 +185,22 @@ def test_no_pixels(tmp_path, monkeypatch):
     class Empty(Image.Image):
         format = "PNG"
         def load(self): return None
-    monkeypatch.setattr(data.Image, "open", lambda *a, **k: Empty())
+    monkeypatch.setattr(base_pictures.Image, "open", lambda *a, **k: Empty())
     (tmp_path / "a.png").write_bytes(b"x")
-    refused(data.open_rgb, tmp_path / "a.png", words=["has no pixels (0 x 0)"])
+    refused(base_pictures.open_rgb, tmp_path / "a.png", words=["has no pixels (0 x 0)"])
 
 
 def test_numbers_that_are_none(tmp_path, recwarn):
     "NaN and infinities in a floating-point TIFF: some picture, no warning of NumPy's."
     (tmp_path / "a.tif").write_bytes(hostile.tiff(3, 1, np.array([np.nan, np.inf, -np.inf], np.float32)))
     (tmp_path / "b.tif").write_bytes(hostile.tiff(1, 1, np.array([0x7FA00000], np.uint32)))   # a signalling NaN
-    assert [p[0] for p in np.asarray(data.open_rgb(tmp_path / "a.tif"))[0]] == [0, 255, 0]
-    assert data.open_rgb(tmp_path / "b.tif").size == (1, 1) and not recwarn.list
+    assert [p[0] for p in np.asarray(base_pictures.open_rgb(tmp_path / "a.tif"))[0]] == [0, 255, 0]
+    assert base_pictures.open_rgb(tmp_path / "b.tif").size == (1, 1) and not recwarn.list
 
 
 def test_an_icon_that_holds_more_than_it_claims(tmp_path):
     (tmp_path / "a.ico").write_bytes(hostile.icon_in_icon())
-    refused(data.open_rgb, tmp_path / "a.ico")
+    refused(base_pictures.open_rgb, tmp_path / "a.ico")
 
 
 def test_remarks_of_pillow_stay_inside(tmp_path):
@@ -209,12 +215,12 @@ def test_remarks_of_pillow_stay_inside(tmp_path):
         assert heard, "the file is not broken enough"
         heard.clear()
         before = list(warnings.filters)
-        list(data.read_ahead(data.open_rgb, files, 8, threads=4))
+        list(engine_loaders.read_ahead(base_pictures.open_rgb, files, 8, threads=4))
         assert not heard and warnings.filters == before
 
 
 def test_large_pictures_take_turns():
-    space, log = data._Space(10), []
+    space, log = base_pictures._Space(10), []
     def work(name, pixels, wait):
         with space.take(pixels):
             log.append(name)
@@ -240,20 +246,20 @@ def test_a_large_picture_in_strips_is_the_same(mode, monkeypatch, tmp_path):
     if mode == "P": image.info["transparency"] = bytes(range(200))
     if mode == "turned": image.getexif()[274] = 6
     upright = ImageOps.exif_transpose(image)
-    one = data._part_to_rgb(upright, mode == "I;16" or (mode == "F" and np.asarray(image).max() > 255))
-    assert data.to_rgb(image).tobytes() == one.tobytes() and one.size == upright.size
+    one = base_pictures._part_to_rgb(upright, mode == "I;16" or (mode == "F" and np.asarray(image).max() > 255))
+    assert base_pictures.to_rgb(image).tobytes() == one.tobytes() and one.size == upright.size
 
 
 def test_header_of_a_large_file_is_checked_before_work(tmp_path):
     "Over 64 kB `check_images` reads the header only: enough to refuse what is too large."
     (tmp_path / "a.png").write_bytes(hostile.png(12_000, 12_000) + bytes(2**16))
-    images = data.Images([tmp_path / "a.png"], np.array([0]), ("x",))
-    refused(data.check_images, images, words=["12000 x 12000 pixels is over the limit"])
+    images = base_pictures.Images([tmp_path / "a.png"], np.array([0]), ("x",))
+    refused(base_pictures.check_images, images, words=["12000 x 12000 pixels is over the limit"])
 
 
 def test_statistics_of_a_huge_picture_are_taken_in_parts(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 4100, 4100, 3), dtype=np.uint8)
-    images = data.Images(pixels, np.array([0]), ("x",))
+    images = base_pictures.Images(pixels, np.array([0]), ("x",))
     tracemalloc.start()
     mean, covariance = data.colour_statistics(images)
     peak = tracemalloc.get_traced_memory()[1]
@@ -277,13 +283,13 @@ def cifar(root: Path, spoil: str | None = None, body: bytes = b"") -> Path:
 def test_batches_that_would_run_code_are_not_unpickled(name, tmp_path, monkeypatch):
     "torchvision unpickles the batches, but only those whose MD5 it knows. The other files are right here, so that this one is reached."
     from torchvision.datasets import CIFAR10
-    sums = {n: data.hashlib.md5(good).hexdigest() for n, good in hostile.good_members().items()}
+    sums = {n: base_cifar10.hashlib.md5(good).hexdigest() for n, good in hostile.good_members().items()}
     monkeypatch.setattr(CIFAR10, "train_list", [[n, sums[n]] for n in hostile.BATCHES[:5]])
     monkeypatch.setattr(CIFAR10, "test_list", [[n, sums[n]] for n in hostile.BATCHES[5:]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
-    assert len(data.read_cifar10(cifar(tmp_path / "good"), may_download=False)) == 10
+    assert len(base_cifar10.read_cifar10(cifar(tmp_path / "good"), may_download=False)) == 10
     evil = pickle.dumps(Evil())
-    refused(lambda: data.read_cifar10(cifar(tmp_path / "evil", name, evil), may_download=False), words=["a batch is missing or damaged"])
+    refused(lambda: base_cifar10.read_cifar10(cifar(tmp_path / "evil", name, evil), may_download=False), words=["a batch is missing or damaged"])
     assert not Path("marker").exists()
     pickle.loads(evil)
     assert Path("marker").exists()   # it is evil
@@ -294,28 +300,28 @@ def test_a_batch_that_is_far_too_large_is_not_read(tmp_path):
     root = cifar(tmp_path / "root")
     try: os.truncate(root / hostile.FOLDER / "data_batch_1", 2**40)
     except OSError: pytest.skip("no such large files here")
-    refused(lambda: data.read_cifar10(root, may_download=False), words=["a batch is missing or damaged"])
+    refused(lambda: base_cifar10.read_cifar10(root, may_download=False), words=["a batch is missing or damaged"])
     (root / hostile.FOLDER).rename(tmp_path / "away")
-    (tmp_path / "away" / "data_batch_1").rename(root / data.CIFAR10_ARCHIVE)
-    refused(lambda: data.read_cifar10(root, may_download=False), words=["is not CIFAR-10's archive"])
+    (tmp_path / "away" / "data_batch_1").rename(root / base_cifar10.CIFAR10_ARCHIVE)
+    refused(lambda: base_cifar10.read_cifar10(root, may_download=False), words=["is not CIFAR-10's archive"])
 
 
 @POSIX
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link to nowhere"])
 def test_an_archive_that_is_no_file(kind, tmp_path):
     "Reading a pipe to which nobody writes would never end."
-    path = tmp_path / data.CIFAR10_ARCHIVE
+    path = tmp_path / base_cifar10.CIFAR10_ARCHIVE
     if kind == "pipe": os.mkfifo(path)
     if kind == "folder": path.mkdir()
     if kind == "link to nowhere": path.symlink_to(tmp_path / "nowhere")
-    refused(lambda: data.read_cifar10(tmp_path, may_download=False), words=["CIFAR-10's archive" if kind != "link to nowhere" else "holds neither"])
+    refused(lambda: base_cifar10.read_cifar10(tmp_path, may_download=False), words=["CIFAR-10's archive" if kind != "link to nowhere" else "holds neither"])
 
 
 def taken_for_right(monkeypatch, root: Path, body: bytes):
     "Put an archive there and let its sum be the right one."
     root.mkdir()
-    (root / data.CIFAR10_ARCHIVE).write_bytes(body)
-    monkeypatch.setattr(data, "CIFAR10_MD5", data.hashlib.md5(body).hexdigest())
+    (root / base_cifar10.CIFAR10_ARCHIVE).write_bytes(body)
+    monkeypatch.setattr(base_cifar10, "CIFAR10_MD5", base_cifar10.hashlib.md5(body).hexdigest())
 
 
 def one_member(name: str, **more) -> bytes:
@@ -341,29 +347,29 @@ def test_an_archive_with(kind, tmp_path, monkeypatch):
     name, more = EVIL[kind]
     taken_for_right(monkeypatch, tmp_path / "root", one_member(name, **more))
     before = snapshot(tmp_path)
-    refused(data.find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
-    assert snapshot(tmp_path) == before and os.listdir(tmp_path / "root") == [data.CIFAR10_ARCHIVE] and not Path("/tmp/hostile_escaped").exists()
+    refused(base_cifar10.find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
+    assert snapshot(tmp_path) == before and os.listdir(tmp_path / "root") == [base_cifar10.CIFAR10_ARCHIVE] and not Path("/tmp/hostile_escaped").exists()
 
 
 @pytest.mark.parametrize("body", [b"\x1f\x8b", hostile.packed(hostile.good_members())[:20_000], hostile.gzip.compress(b"no tar" * 200)], ids=["two bytes", "cut short", "no tar"])
 def test_an_archive_that_is_damaged(body, tmp_path, monkeypatch):
     "It was a traceback."
     taken_for_right(monkeypatch, tmp_path / "root", body)
-    refused(data.find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
-    assert os.listdir(tmp_path / "root") == [data.CIFAR10_ARCHIVE]
+    refused(base_cifar10.find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
+    assert os.listdir(tmp_path / "root") == [base_cifar10.CIFAR10_ARCHIVE]
 
 
 def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CIFAR10_MOST", 2**20)
+    monkeypatch.setattr(base_cifar10, "CIFAR10_MOST", 2**20)
     for k, kind in enumerate((tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)):
         taken_for_right(monkeypatch, tmp_path / str(k), hostile.huge(f"{hostile.FOLDER}/data_batch_1", kind, 2**24, 2**24))
-        refused(data.find_cifar10, tmp_path / str(k), False, words=["unpacks to more than it should"])
+        refused(base_cifar10.find_cifar10, tmp_path / str(k), False, words=["unpacks to more than it should"])
 
 
 def test_a_download_that_does_not_end(tmp_path, monkeypatch):
     (tmp_path / "endless").write_bytes(bytes(5 * 2**20))
-    monkeypatch.setattr(data, "CIFAR10_MOST", 2**21)
-    refused(data.fetch_cifar10, tmp_path / "root", [(tmp_path / "endless").as_uri()], words=["more comes than the file can hold"])
+    monkeypatch.setattr(base_cifar10, "CIFAR10_MOST", 2**21)
+    refused(base_cifar10.fetch_cifar10, tmp_path / "root", [(tmp_path / "endless").as_uri()], words=["more comes than the file can hold"])
     assert os.listdir(tmp_path / "root") == []
 
 
@@ -389,7 +395,7 @@ def test_odd_names_for_people(odd_names, final, capsys):
     (odd_names / "bad \x1b[31m\n.png").write_bytes(b"none")
     assert inference.main(["--checkpoint", str(final), "--image-dir", str(odd_names)]) == 1
     out, err = capsys.readouterr()
-    files = data.image_files(odd_names)
+    files = base_pictures.image_files(odd_names)
     assert len(out.splitlines()) == len(files) - 1 and all(line.isprintable() for line in (out + err).splitlines())
     assert "two\\nlines.png" in out and "\\x1b[31mred" in out and "bad \\x1b[31m\\n.png: not an image" in err and "caf\u00e9.png" in out
     assert len(err.splitlines()) == 2
@@ -403,7 +409,7 @@ def test_odd_names_for_programs(form, odd_names, final):
     assert run.returncode == 0, run.stderr
     text = run.stdout.decode("utf-8", "surrogateescape")
     rows = json.loads(text) if form == "--json" else list(csv.DictReader(io.StringIO(text, newline="")))
-    assert sorted(os.fsencode(row["path"]) for row in rows) == sorted(map(os.fsencode, data.image_files(odd_names)))
+    assert sorted(os.fsencode(row["path"]) for row in rows) == sorted(map(os.fsencode, base_pictures.image_files(odd_names)))
     assert not any(row.get("error") for row in rows)
 
 
@@ -417,7 +423,7 @@ def test_odd_names_where_only_ascii_can_be_written(odd_names, final):
 @POSIX
 def test_odd_names_given_one_by_one(odd_names, final, capsys, monkeypatch):
     monkeypatch.chdir(odd_names)
-    for path in data.image_files(odd_names)[:8]:
+    for path in base_pictures.image_files(odd_names)[:8]:
         name = path.name
         assert inference.main(["--checkpoint", str(final), f"--image={name}"]) == 0
         out, err = capsys.readouterr()
@@ -439,27 +445,27 @@ def test_odd_names_that_are_nowhere(name, final, capsys):
 def test_any_name_survives_json_and_csv(names, error):
     "Also stray halves of characters, which is how Python holds bytes that are no text."
     classes = ("a", "b,\"\n;")
-    rows = [inference.Prediction(name, [.25, .75]) if k else inference.Prediction(name, error=error) for k, name in enumerate(names)]
+    rows = [engine_predict_command.Prediction(name, [.25, .75]) if k else engine_predict_command.Prediction(name, error=error) for k, name in enumerate(names)]
     out = io.StringIO()
-    inference.write_json(rows, classes, out)
+    engine_predict_command.write_json(rows, classes, out)
     assert [row["path"] for row in json.loads(out.getvalue())] == names
     out = io.StringIO(newline="")
-    inference.write_csv(rows, classes, out)
+    engine_predict_command.write_csv(rows, classes, out)
     table = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
     assert table[0] == ["path", "prediction", *classes, "error"] and [row[0] for row in table[1:]] == names and table[1][-1] == error
-    for row in rows[1:]: assert all(line.isprintable() for line in inference.format_prediction(row, classes, True).split("\n"))
+    for row in rows[1:]: assert all(line.isprintable() for line in engine_predict_command.format_prediction(row, classes, True).split("\n"))
 
 
 def test_json_is_written_as_it_comes_and_as_before(monkeypatch):
     "100,000 answers of 1,000 classes would be some gigabytes; the text is what `json.dump` makes of all of them."
-    rows = [inference.Prediction("a", [.25, .75]), inference.Prediction("b", error="bad"), inference.Prediction("c\n", [.5, .5])]
+    rows = [engine_predict_command.Prediction("a", [.25, .75]), engine_predict_command.Prediction("b", error="bad"), engine_predict_command.Prediction("c\n", [.5, .5])]
     for some in (rows, rows[:1], []):
         out, seen = io.StringIO(), []
         def coming():
             for row in some:
                 yield row
                 seen.append(out.tell())
-        inference.write_json(coming(), ("x", "y"), out)
+        engine_predict_command.write_json(coming(), ("x", "y"), out)
         whole = [dict(path=p.path, error=p.error) if p.error else dict(path=p.path, prediction=p.ranked(("x", "y"))[0][0], probabilities=dict(p.ranked(("x", "y")))) for p in some]
         assert out.getvalue() == json.dumps(whole, indent=1) + "\n"
         assert seen == sorted(set(seen)) and (not seen or seen[0] > 10)
@@ -492,7 +498,7 @@ def test_odd_kinds_of_files(tmp_path, final):
     lines = run.stderr.splitlines()
     assert run.returncode == 1 and lines[-1] == f"2 predicted, {len(words)} skipped" and len(lines) == len(words) + 1
     for name, text in words.items(): assert sum(f"/{name}: " in line and text in line for line in lines) == 1, name
-    for name, text in words.items(): refused(data.check_images, data.Images([tmp_path / "odd" / name], np.array([0]), ("x",)), words=[text])
+    for name, text in words.items(): refused(base_pictures.check_images, base_pictures.Images([tmp_path / "odd" / name], np.array([0]), ("x",)), words=[text])
 
 
 @LINUX
@@ -523,9 +529,9 @@ Image.init()  # its readers are imported late, and then we may not
 os.setuid(65534)
 try: open(data.__file__).close()
 except PermissionError: sys.exit(77)
-for call in (lambda: data.open_rgb({str(locked)!r}), lambda: data.check_images(data.Images([{str(locked)!r}], [0], ("x",))), lambda: inference.folder_images({str(shut)!r})):
+for call in (lambda: base_pictures.open_rgb({str(locked)!r}), lambda: base_pictures.check_images(base_pictures.Images([{str(locked)!r}], [0], ("x",))), lambda: engine_predict_command.folder_images({str(shut)!r})):
     try: call()
-    except data.InputError as e: print(e)
+    except base_errors.InputError as e: print(e)
 """
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         if run.returncode == 77: pytest.skip("another user may not read the library here")
@@ -539,18 +545,18 @@ def test_files_that_change_between_listing_and_opening(kind, tmp_path, final, mo
     if kind == "pipe" and os.name == "nt": pytest.skip("no pipes with a name")
     folder = tmp_path / "pictures"
     save_drawings(folder, 3)
-    listing = inference.folder_images
+    listing = engine_predict_command.folder_images
     def then(where):
         files = listing(where)
         files[1].unlink()
         if kind == "pipe": os.mkfifo(files[1])
         if kind == "empty": files[1].touch()
         return files
-    monkeypatch.setattr(inference, "folder_images", then)
+    monkeypatch.setattr(engine_predict_command, "folder_images", then)
     assert inference.main(["--checkpoint", str(final), "--image-dir", str(folder)]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2 and err.splitlines()[1] == "2 predicted, 1 skipped" and "001.png: " in err
-    refused(data.check_images, data.Images([folder / "001.png"], np.array([0]), ("x",)), words=["001.png: "])
+    refused(base_pictures.check_images, base_pictures.Images([folder / "001.png"], np.array([0]), ("x",)), words=["001.png: "])
 
 
 @LINUX
@@ -589,14 +595,14 @@ def test_a_folder_of_100_000_files(tmp_path, monkeypatch):
     for k in range(100_000): os.link(seeds[k % 4], f"{k:06}.png", dst_dir_fd=here)
     os.close(here)
     classifier = inference.Classifier(torch.nn.Identity(), data.usual_recipe(), ("a", "b"), torch.device("cpu"))
-    monkeypatch.setattr(inference, "_answer", lambda classifier, read, views: [[.5, .5]] * len(read))
+    monkeypatch.setattr(engine_predict_command, "_answer", lambda classifier, read, views: [[.5, .5]] * len(read))
     try:
         tracemalloc.start()
-        files = inference.folder_images(folder)
+        files = engine_predict_command.folder_images(folder)
         names = tracemalloc.get_traced_memory()[0]
         assert len(files) == 100_000 and files[99_999].name == "099999.png" and names < 100e6
         tracemalloc.reset_peak()
-        found = inference.predict_files(classifier, files)
+        found = engine_predict_command.predict_files(classifier, files)
         for _ in range(1000): assert next(found).error is None
         found.close()
         assert tracemalloc.get_traced_memory()[1] - names < 20e6

@@ -11,7 +11,6 @@ import sys
 import tarfile
 import zipfile
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from watch import Evil
 
-from alexnet_nb import checkpoint as module
-from alexnet_nb import config as config_module
-from alexnet_nb import experiment, inference, train
-from alexnet_nb.checkpoint import build_model, group_state, read_checkpoint, save_checkpoint, schedule_state, set_random_state, stored_recipe
-from alexnet_nb.config import Config, InputError, brief, load_config, make_config, merge, one_line, parse_overrides, parse_yaml, run_command, to_yaml
+from alexnet_nb import inference
+from alexnet_nb import train
+from alexnet_nb.base import plots as base_plots
+from alexnet_nb.base import results as base_results
+from alexnet_nb.claims import experiment as claims_experiment
+from alexnet_nb.claims import plans as claims_plans
+from alexnet_nb.engine import checkpoint as engine_checkpoint
+from alexnet_nb.engine import logs as engine_logs
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine import setup as engine_setup
+from alexnet_nb.engine import train_command as engine_train_command
+from alexnet_nb.engine.checkpoint import build_model, group_state, read_checkpoint, schedule_state
+from alexnet_nb.engine.checkpoint import set_random_state, stored_recipe
+from alexnet_nb.engine.files import save_checkpoint
+from alexnet_nb.base.errors import InputError, brief, one_line
+from alexnet_nb.engine.command import run_command
+from alexnet_nb.engine.config import Config, load_config, make_config, merge, parse_overrides, parse_yaml
+from alexnet_nb.engine.config import to_yaml
 from alexnet_nb.model import AlexNet
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -141,7 +153,7 @@ def test_programs(tmp_path, old):
 def test_only_weights_are_read(tmp_path, monkeypatch, final):
     "Torch is asked once, with `weights_only=True`, and not at all for a file that fails our questions."
     asked = []
-    monkeypatch.setattr(module.torch, "load", lambda *args, load=torch.load, **how: (asked.append(how), load(*args, **how))[1])
+    monkeypatch.setattr(engine_checkpoint.torch, "load", lambda *args, load=torch.load, **how: (asked.append(how), load(*args, **how))[1])
     read_checkpoint(final)
     assert [how["weights_only"] for how in asked] == [True]
     torch.save({"model": Evil(tmp_path / "marker")}, tmp_path / "trojan.pkl")
@@ -204,7 +216,7 @@ def test_only_records_count_as_records(tmp_path):
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)")], ids=["Python", "torch", "mmap"])
 def test_a_lack_of_memory_is_not_called_damage(error, final, monkeypatch, capsys):
     def load(*args, **how): raise error
-    monkeypatch.setattr(module.torch, "load", load)
+    monkeypatch.setattr(engine_checkpoint.torch, "load", load)
     assert train.main(["--resume", str(final)]) == 1 and capsys.readouterr().err.startswith("alexnet_train: out of memory")
 
 
@@ -320,7 +332,7 @@ def test_recipe_for_another_size(final):
 @pytest.mark.parametrize("position", [-1, 625, 10**9, 2**70])
 def test_random_states(position):
     "NumPy takes any position and would read beyond its memory."
-    before = module.random_state()
+    before = engine_checkpoint.random_state()
     state = before | {"numpy": (*before["numpy"][:2], position, *before["numpy"][3:])}
     assert "random states" in refused(set_random_state, state)
     for key, value in (("torch", torch.zeros(3)), ("torch", "x"), ("numpy", ()), ("python", (3, (1,), None)), ("python", [3, [1] * 625, None])): refused(set_random_state, before | {key: value})
@@ -377,7 +389,7 @@ def test_schedule_of_a_stranger(final):
 @pytest.fixture
 def half(tmp_path, no_panels) -> Path:
     "The checkpoint of a run that stopped in the middle of its second epoch."
-    train.fit(load_config(None, [a for a in tiny(tmp_path / "out") if a != "--set"]), max_steps=8, show_bar=False)
+    engine_train_command.fit(load_config(None, [a for a in tiny(tmp_path / "out") if a != "--set"]), max_steps=8, show_bar=False)
     return tmp_path / "out" / "models" / "alexnet_last.pkl"
 
 
@@ -500,10 +512,10 @@ def test_lines_of_a_log_that_are_no_lines_of_ours(tmp_path):
     bad = ["", "3", "[]", "null", '{"step": 1}', '{"epoch": 1}', '{"step": "1", "epoch": 1}', '{"step": 1, "epoch": null}', '{"step": 1, "epoch": 1, "loss": NaN}', '{"step": 1, "epoch": 1, "loss": 1e999}', '{"step": 1, "epoch": 1, "loss": [1]}',
            "[" * 100_000, '{"step": ' + "9" * 6000 + ', "epoch": 1}', "\x00\x01", '{"step": 1, "epo']
     (tmp_path / "steps.jsonl").write_bytes(b"\xff\xfe\n" + "\n".join([*bad, *map(json.dumps, good)]).encode())
-    log = train.Log(tmp_path, 2)
+    log = engine_logs.Log(tmp_path, 2)
     log.close()
-    assert train.read_log(tmp_path) == good[:2]
-    train.draw_curves(train.read_log(tmp_path), [{"step": 1, "epoch": 1}])
+    assert engine_logs.read_log(tmp_path) == good[:2]
+    base_plots.draw_curves(engine_logs.read_log(tmp_path), [{"step": 1, "epoch": 1}])
 
 
 def test_log_that_is_a_pipe_or_a_link(tmp_path):
@@ -511,38 +523,38 @@ def test_log_that_is_a_pipe_or_a_link(tmp_path):
     (tmp_path / "log").mkdir()
     os.mkfifo(tmp_path / "log" / "steps.jsonl")
     (tmp_path / "log" / "epochs.jsonl").symlink_to(tmp_path / "precious")
-    with within(20): train.Log(tmp_path / "log", 5).close()
+    with within(20): engine_logs.Log(tmp_path / "log", 5).close()
     assert (tmp_path / "precious").read_text() == "stay" and not (tmp_path / "log" / "epochs.jsonl").is_symlink()
 
 
 def test_folders_and_event_files_with_odd_names(tmp_path):
     for name in ("run-²", "run-" + "9" * 240, "run--1", "run-x", "run-007"): (tmp_path / name).mkdir()
-    assert train.new_folder(tmp_path).name == "run-008"
-    now = int(train.time.time())
+    assert engine_setup.new_folder(tmp_path).name == "run-008"
+    now = int(engine_run.time.time())
     (tmp_path / "train").mkdir()
     for second in range(now, now + 60): (tmp_path / "train" / f"events.out.tfevents.{second}.x").touch()
-    with within(20): train._wait_for_a_new_second(tmp_path)
+    with within(20): engine_logs._wait_for_a_new_second(tmp_path)
 
 
 @pytest.mark.parametrize("change", [dict(trials=5), dict(trials=[5]), dict(trials=[{}]), dict(device=5), "finished", "epochs", "nan", "painted"], ids=str)
 def test_results_file_of_a_stranger(tmp_path, change):
-    mine = experiment.identity("relu_vs_tanh", "tiny", "drawings")
-    trial = json.loads(json.dumps(experiment.new_trial("relu 0.001", 0)))
+    mine = claims_experiment.identity("relu_vs_tanh", "tiny", "drawings")
+    trial = json.loads(json.dumps(claims_plans.new_trial("relu 0.001", 0)))
     if isinstance(change, str): change = dict(trials=[trial | {"finished": dict(finished=True), "epochs": dict(epochs=[{"loss": 1}]), "painted": dict(stopped="\x1b[31m"), "nan": dict(epochs=[dict(loss=float("nan"), error=1.0, seconds=1.0)])}[change]])
     (tmp_path / "r.json").write_text(json.dumps(mine | dict(device="cpu", trials=[trial])))
-    assert experiment.same_identity(tmp_path / "r.json", mine)["trials"] == [trial]
+    assert claims_experiment.same_identity(tmp_path / "r.json", mine)["trials"] == [trial]
     (tmp_path / "r.json").write_text(json.dumps(mine | dict(device="cpu", trials=[trial]) | change))
     expected = "cannot be read as JSON" if "NaN" in (tmp_path / "r.json").read_text() else "which no experiment writes"  # JSON knows no NaN
-    assert expected in refused(experiment.same_identity, tmp_path / "r.json", mine)
+    assert expected in refused(claims_experiment.same_identity, tmp_path / "r.json", mine)
 
 
 def test_results_that_are_not_results(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
-    monkeypatch.setattr(config_module, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(base_results, "_PACKAGE", tmp_path)
     for text in ("", "[" * 100_000, "5", "[]", "{", '{"a": ' + "9" * 6000 + "}"):
         (tmp_path / "results" / "mine.json").write_text(text)
-        refused(config_module.read_results, "mine")
-    assert config_module.read_results("none of ours") is None
+        refused(base_results.read_results, "mine")
+    assert base_results.read_results("none of ours") is None
 
 
 # ---------------------------------------------------------------- what SECURITY.md says

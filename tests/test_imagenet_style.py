@@ -11,9 +11,16 @@ import torch
 from common import differences, load, settings, tiny
 from PIL import Image
 
-from alexnet_nb import data, inference, train
-from alexnet_nb.checkpoint import build_model, read_checkpoint, stored_classes
-from alexnet_nb.config import InputError
+from alexnet_nb import data
+from alexnet_nb import inference
+from alexnet_nb import train
+from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.base import plots as base_plots
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine import train_command as engine_train_command
+from alexnet_nb.engine.checkpoint import build_model, read_checkpoint, stored_classes
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.model import AlexNet
 
 CLASSES = tuple(f"n{k:08}" for k in range(1000))
@@ -55,7 +62,7 @@ def final(trained_on_it) -> Path: return trained_on_it / "models" / "alexnet_fin
 
 
 def test_folders(tree):
-    images = data.read_folder(tree / "train")
+    images = base_pictures.read_folder(tree / "train")
     assert images.classes == CLASSES and 1000 < len(images) < 3000
     assert set(np.bincount(images.labels)) == {1, 2, 3} and {images[k].size for k in range(300)} == set(SHAPES)
     fit, held = data.split(images.labels, 200, seed=0)
@@ -73,9 +80,9 @@ def test_training(trained_on_it, tree):
 
 def test_resume(trained_on_it, tree, tmp_path, no_panels):
     "Stopped in the middle and gone on with: the same weights."
-    from alexnet_nb.config import load_config
+    from alexnet_nb.engine.config import load_config
     argv = thousand(tree, tmp_path, training__num_epochs=1)
-    train.fit(load_config(None, [a for a in argv if a != "--set"]), max_steps=2)
+    engine_train_command.fit(load_config(None, [a for a in argv if a != "--set"]), max_steps=2)
     assert train.main(["--resume", str(tmp_path / "models" / "alexnet_last.pkl"), *argv]) == 0
     a, b = load(tmp_path / "models" / "alexnet_final.pkl"), load(trained_on_it / "models" / "alexnet_final.pkl")
     assert differences(a["model"], b["model"]) == []
@@ -102,7 +109,7 @@ def test_top_five_is_only_told_where_it_means_something(tmp_path):
                 for k in range(4): Image.new("RGB", (9 + c, 9 + k), (40 * c, 0, 60 * k)).save(root / part / f"c{c}" / f"{k}.png")
         out = root / "out"
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(train, "write_panels", lambda *args: None)
+            m.setattr(engine_run, "write_panels", lambda *args: None)
             assert train.main(tiny(out, data__dataset="ImageFolder", data__data_dir=str(root), model__num_classes=classes, data__train_images=None, data__test_images=None,
                                    data__val_images=4, training__num_epochs=1)) == 0
         assert ("test_accuracy_top5" in json.loads((out / "results.json").read_text())) == there
@@ -110,7 +117,7 @@ def test_top_five_is_only_told_where_it_means_something(tmp_path):
 
 def test_crops_of_227_out_of_256(tree):
     "Any shape: the short side becomes 256, the crop lies inside, and chance moves it."
-    recipe = data.paper_recipe(227, *data.colour_statistics(data.read_folder(tree / "train"), 50))
+    recipe = data.paper_recipe(227, *data.colour_statistics(base_pictures.read_folder(tree / "train"), 50))
     for size in SHAPES:
         image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
         height, width = data._resized(*size[::-1], recipe)
@@ -155,9 +162,9 @@ def test_prediction_for_programs(tree, final, capsys, tmp_path):
     rows = json.loads("\n".join(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--json", "--ten-views"])))
     table = list(csv.DictReader(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--csv", "--ten-views"])))
     assert len(rows) == len(table) == 8 and all(len(row["probabilities"]) == 1000 for row in rows) and len(table[0]) == 1003
-    classifier = inference.load_classifier(final, torch.device("cpu"), precision="fp32")
+    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="fp32")
     for row, other in zip(rows, table):
-        p = inference.predict(classifier, data.open_rgb(row["path"]), 10)
+        p = inference.predict(classifier, base_pictures.open_rgb(row["path"]), 10)
         assert row["prediction"] == other["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
         torch.testing.assert_close(torch.tensor([row["probabilities"][name] for name in CLASSES]), p, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(torch.tensor([float(other[name]) for name in CLASSES]), p, rtol=1e-3, atol=1e-6)
@@ -171,7 +178,7 @@ def test_checkpoint_of_somebody_else(tmp_path):
     checkpoint = read_checkpoint(tmp_path / "theirs.pkl")
     assert stored_classes(checkpoint) == tuple(map(str, range(1000)))
     assert build_model(checkpoint)(torch.zeros(1, 3, 227, 227)).shape == (1, 1000)
-    classifier = inference.load_classifier(tmp_path / "theirs.pkl", torch.device("cpu"))
+    classifier = engine_predict_command.load_classifier(tmp_path / "theirs.pkl", torch.device("cpu"))
     assert inference.predict(classifier, Image.new("RGB", (50, 40))).shape == (1000,) and classifier.recipe == data.usual_recipe()
 
 
@@ -180,18 +187,18 @@ def test_what_is_refused_is_refused_in_a_short_line(tree, final, tmp_path, capsy
     assert train.main(thousand(tree, tmp_path / "out", model__num_classes=10)) == 2
     assert capsys.readouterr().err == f"alexnet_train: {tree}: has 1000 classes, model.num_classes is 10; make them agree\n"
     for folder in (tmp_path / "one" / "a", tmp_path / "one" / "b"): folder.mkdir(parents=True)
-    with pytest.raises(InputError) as e: data.read_folder(tmp_path / "one", CLASSES)
+    with pytest.raises(InputError) as e: base_pictures.read_folder(tmp_path / "one", CLASSES)
     assert str(e.value) == f"{tmp_path / 'one'}: has no folder for the class 'n00000000'; it needs {', '.join(CLASSES[:10])} and 990 more"
     assert inference.main(["--checkpoint", str(final), "--image", str(next((tree / "test" / CLASSES[0]).iterdir())), *settings({"model.num_classes": 10, "device.use_cuda": False})]) == 2
     assert capsys.readouterr().err == "alexnet_predict: --set: model.num_classes is 10, but the checkpoint has 1000 classes; make them agree or leave it out\n"
 
 
 def test_a_matrix_of_a_thousand_classes_is_drawn_without_their_names():
-    figure = train.matrix_figure(torch.eye(1000, dtype=torch.int64), CLASSES)
+    figure = base_plots.matrix_figure(torch.eye(1000, dtype=torch.int64), CLASSES)
     figure.canvas.draw()
     assert len(figure.axes[0].get_xticklabels()) < 30
-    names = train.matrix_figure(torch.eye(10, dtype=torch.int64), data.CLASSES).axes[0].get_yticklabels()
-    assert [label.get_text() for label in names] == list(data.CLASSES)
+    names = base_plots.matrix_figure(torch.eye(10, dtype=torch.int64), base_pictures.CLASSES).axes[0].get_yticklabels()
+    assert [label.get_text() for label in names] == list(base_pictures.CLASSES)
 
 
 @pytest.mark.parametrize("classes", [2, 7, 1000])

@@ -11,9 +11,14 @@ from common import save_drawings
 from PIL import Image
 
 from alexnet_nb import inference
-from alexnet_nb.checkpoint import save_checkpoint
-from alexnet_nb.config import InputError, pick_precision
-from alexnet_nb.data import Recipe, drawings, open_rgb, prepare, read_ahead
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine.files import save_checkpoint
+from alexnet_nb.base.device import pick_precision
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.pictures import open_rgb
+from alexnet_nb.data import Recipe, prepare
+from alexnet_nb.engine.loaders import read_ahead
 from alexnet_nb.model import AlexNet
 
 CPU = torch.device("cpu")
@@ -25,12 +30,12 @@ def classifier_of(width: float = 1 / 16, recipe: Recipe = Recipe(), **options) -
     return inference.Classifier(AlexNet(width=width, **options).eval(), recipe, tuple("abcdefghij"), CPU)
 
 
-def one_by_one(classifier, paths, views: int = 1) -> list[inference.Prediction]:
+def one_by_one(classifier, paths, views: int = 1) -> list[engine_predict_command.Prediction]:
     "The plain way."
     answers = []
     for path in paths:
-        try: answers.append(inference.Prediction(str(path), inference.predict(classifier, open_rgb(path), views).tolist()))
-        except InputError as e: answers.append(inference.Prediction(str(path), error=str(e)))
+        try: answers.append(engine_predict_command.Prediction(str(path), inference.predict(classifier, open_rgb(path), views).tolist()))
+        except InputError as e: answers.append(engine_predict_command.Prediction(str(path), error=str(e)))
     return answers
 
 
@@ -62,24 +67,24 @@ def test_batches_say_what_single_pictures_say(mixed, batch_size, recipe):
     classifier = classifier_of(recipe=recipe)
     plain = one_by_one(classifier, mixed)
     assert [b.error is not None for b in plain] == [i in (3, 9, 10, 17) for i in range(20)]
-    assert_same(inference.predict_files(classifier, mixed, batch_size=batch_size), plain)
+    assert_same(engine_predict_command.predict_files(classifier, mixed, batch_size=batch_size), plain)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(224), Recipe(short_side=256)], ids=["squashed", "cropped"])
 def test_ten_views_in_batches(mixed, recipe):
     classifier = classifier_of(recipe=recipe, image_dim=recipe.size)
-    assert_same(inference.predict_files(classifier, mixed[2:13], views=10, batch_size=30), one_by_one(classifier, mixed[2:13], views=10))
+    assert_same(engine_predict_command.predict_files(classifier, mixed[2:13], views=10, batch_size=30), one_by_one(classifier, mixed[2:13], views=10))
 
 
 def test_a_batch_of_one_size_is_prepared_at_once(pictures, monkeypatch):
     sizes = []
-    original = inference.prepare_batch
-    monkeypatch.setattr(inference, "prepare_batch", lambda pixels, recipe: sizes.append(tuple(pixels.shape)) or original(pixels, recipe))
-    paths = inference.folder_images(pictures)
-    assert len(list(inference.predict_files(classifier_of(), paths, batch_size=4))) == 6
+    original = engine_predict_command.prepare_batch
+    monkeypatch.setattr(engine_predict_command, "prepare_batch", lambda pixels, recipe: sizes.append(tuple(pixels.shape)) or original(pixels, recipe))
+    paths = engine_predict_command.folder_images(pictures)
+    assert len(list(engine_predict_command.predict_files(classifier_of(), paths, batch_size=4))) == 6
     assert sizes == [(4, 3, 32, 32), (2, 3, 32, 32)]
     image = open_rgb(paths[0])
-    assert torch.equal(inference._prepared([inference._read(paths[0], Recipe())], Recipe(), CPU)[0], prepare(image, Recipe()))
+    assert torch.equal(engine_predict_command._prepared([engine_predict_command._read(paths[0], Recipe())], Recipe(), CPU)[0], prepare(image, Recipe()))
 
 
 def test_ten_views_are_the_corners_the_centre_and_their_mirrors():
@@ -89,11 +94,11 @@ def test_ten_views_are_the_corners_the_centre_and_their_mirrors():
     for view, (top, left) in zip(views, [(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)]): assert torch.equal(view, large[:, top:top + 227, left:left + 227])
     assert torch.equal(views[5:], views[:5].flip(-1)) and views.shape == (10, 3, 227, 227)
     for views in (0, 5):
-        with pytest.raises(ValueError, match="must be 1 or 10"): list(inference.predict_files(classifier_of(), ["a.png"], views))
+        with pytest.raises(ValueError, match="must be 1 or 10"): list(engine_predict_command.predict_files(classifier_of(), ["a.png"], views))
 
 
 def test_nothing_to_read_is_no_error():
-    assert list(inference.predict_files(classifier_of(), [])) == []
+    assert list(engine_predict_command.predict_files(classifier_of(), [])) == []
 
 
 # ---------------------------------------------------------------- reading ahead
@@ -132,15 +137,15 @@ def test_leaving_early_leaves_no_thread():
 def test_few_pictures_are_in_memory(tmp_path, monkeypatch):
     "Of 60 files in batches of four, three batches at most: one in the network, two read ahead."
     alive, most, lock = set(), 0, threading.Lock()
-    read, paths = inference._read, save_drawings(tmp_path / "many", 60)
+    read, paths = engine_predict_command._read, save_drawings(tmp_path / "many", 60)
     def counted(path, recipe):
         nonlocal most
         with lock:
             alive.add(path)
             most = max(most, len(alive))
         return read(path, recipe)
-    monkeypatch.setattr(inference, "_read", counted)
-    for answer in inference.predict_files(classifier_of(1 / 24), paths, batch_size=4): alive.discard(next(p for p in alive if str(p) == answer.path))
+    monkeypatch.setattr(engine_predict_command, "_read", counted)
+    for answer in engine_predict_command.predict_files(classifier_of(1 / 24), paths, batch_size=4): alive.discard(next(p for p in alive if str(p) == answer.path))
     assert not alive and most <= 12
 
 
@@ -172,8 +177,8 @@ def unseen(tmp_path_factory):
 
 
 def answers(path, files, precision: str, **options) -> torch.Tensor:
-    classifier = inference.load_classifier(path, CPU, precision=precision, **options)
-    return torch.tensor([p.probabilities for p in inference.predict_files(classifier, files)])
+    classifier = engine_predict_command.load_classifier(path, CPU, precision=precision, **options)
+    return torch.tensor([p.probabilities for p in engine_predict_command.predict_files(classifier, files)])
 
 
 def test_bf16_names_the_same_class(learned, unseen):
@@ -195,7 +200,7 @@ def test_layout_changes_rounding_only(learned, unseen):
 
 def test_weights_kept_in_16_bits_are_what_autocast_computes(learned):
     "Casting the weights once gives bit for bit what autocast gives, which casts them at every batch."
-    wide, narrow = (inference.load_classifier(learned, CPU, precision=p) for p in ("fp32", "bf16"))
+    wide, narrow = (engine_predict_command.load_classifier(learned, CPU, precision=p) for p in ("fp32", "bf16"))
     assert {p.dtype for p in narrow.model.parameters()} == {torch.bfloat16} and {p.dtype for p in wide.model.parameters()} == {torch.float32}
     batch = torch.stack([prepare(image, Recipe()) for image in map(drawings(8, 2).__getitem__, range(8))])
     with torch.autocast("cpu", torch.bfloat16): expected = inference.probabilities(wide, batch)
@@ -210,8 +215,8 @@ def test_precision_that_the_device_lacks_is_bad_input(learned, pictures, capsys)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_config_chooses(learned, pictures, capsys, monkeypatch, precision):
     made = []
-    load = inference.load_classifier
-    monkeypatch.setattr(inference, "load_classifier", lambda *args: made.append(load(*args)) or made[-1])
+    load = engine_predict_command.load_classifier
+    monkeypatch.setattr(engine_predict_command, "load_classifier", lambda *args: made.append(load(*args)) or made[-1])
     argv = ["--checkpoint", str(learned), "--image-dir", str(pictures), "--set", "device.use_cuda=false", "--set", f"device.precision={precision}"]
     assert inference.main([*argv, "--set", "device.channels_last=false"]) == inference.main(argv) == 0
     weights = [c.model.features[4].weight for c in made]
@@ -235,11 +240,11 @@ def test_bf16_on_the_real_network(cifar10_dir, all_threads):
 
 def test_nothing_of_the_file_is_used_later(learned, tmp_path):
     "A classifier outlives its checkpoint, also one that is overwritten in place; torch's old format, which cannot be mapped, loads too."
-    from alexnet_nb.checkpoint import read_checkpoint
+    from alexnet_nb.engine.checkpoint import read_checkpoint
     path, old = tmp_path / "copy.pkl", tmp_path / "old.pkl"
     path.write_bytes(learned.read_bytes())
     torch.save(read_checkpoint(learned), old, _use_new_zipfile_serialization=False)
-    ours, oldest = (inference.load_classifier(p, CPU) for p in (path, old))
+    ours, oldest = (engine_predict_command.load_classifier(p, CPU) for p in (path, old))
     path.write_bytes(bytes(path.stat().st_size))
     whole = read_checkpoint(learned)["model"]
     for name, weight in whole.items(): assert torch.equal(ours.model.state_dict()[name], weight) and torch.equal(oldest.model.state_dict()[name], weight)
@@ -248,11 +253,11 @@ def test_nothing_of_the_file_is_used_later(learned, tmp_path):
 # ---------------------------------------------------------------- files that are passed over
 
 def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, pictures, capsys, monkeypatch):
-    monkeypatch.setattr(inference, "OTHER_PICTURES", inference.OTHER_PICTURES | {".zzz"})
+    monkeypatch.setattr(engine_predict_command, "OTHER_PICTURES", engine_predict_command.OTHER_PICTURES | {".zzz"})
     folder = tmp_path / "phone"
     paths = save_drawings(folder, 2)
     for name in ("a.zzz", "b.ZZZ", "c.nef", "notes.txt", ".hidden.nef"): (folder / name).write_bytes(b"x")
-    assert inference.passed_over(folder) == "2 .zzz, 1 .nef" and inference.folder_images(folder) == paths
+    assert engine_predict_command.passed_over(folder) == "2 .zzz, 1 .nef" and engine_predict_command.folder_images(folder) == paths
     argv = ["--checkpoint", str(learned), "--image-dir", str(folder), "--set", "device.use_cuda=false"]
     assert inference.main(argv) == 0
     out, err = capsys.readouterr()
@@ -265,7 +270,7 @@ def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, picture
 
 def test_nothing_that_pillow_opens_is_passed_over(tmp_path):
     for suffix in Image.registered_extensions(): (tmp_path / f"a{suffix}").touch()
-    assert inference.passed_over(tmp_path) == ""
+    assert engine_predict_command.passed_over(tmp_path) == ""
 
 
 # ---------------------------------------------------------------- the first picture

@@ -7,8 +7,9 @@ import sys
 import pytest
 from common import ROOT
 
-from alexnet_nb import train
-from alexnet_nb.config import make_config, merge
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine import train_command as engine_train_command
+from alexnet_nb.engine.config import make_config, merge
 
 REAL = ROOT / "nbs" / "results" / "cifar10_real.json"
 
@@ -22,8 +23,8 @@ def test_first_five_steps_of_the_real_run(cifar10_dir, tmp_path, monkeypatch, al
               "paths": {"output_dir": str(tmp_path), "checkpoint_dir": str(tmp_path / "models"), "log_dir": str(tmp_path / "tblogs")}, "device": {"use_cuda": False}}
     given = merge(stored["config"], places)
     if cifar10_dir.joinpath("train").is_dir(): given["paths"]["train_img_dir"] = "train"
-    monkeypatch.setattr(train, "save_last", lambda *args, **more: None)  # half a gigabyte that nobody reads
-    result = train.fit(make_config(given), max_steps=5)
+    monkeypatch.setattr(engine_run, "save_last", lambda *args, **more: None)  # half a gigabyte that nobody reads
+    result = engine_train_command.fit(make_config(given), max_steps=5)
     assert result.run.progress.step == 5
     again, then = ([step["loss"] for step in steps[:5]] for steps in (result.summary["steps"], stored["steps"]))
     assert again == pytest.approx(then, rel=1e-3)

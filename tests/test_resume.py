@@ -7,11 +7,17 @@ import time
 
 import pytest
 import torch
-from common import EACH_STEP, LONG, STEPS, check_equal, class_folders, differences, lines, load, run_without_panels, scalars, snapshot, tiny
+from common import EACH_STEP, LONG, STEPS, check_equal, class_folders, differences, lines, load, run_without_panels, snapshot, tiny
 
-from alexnet_nb import inference, train
-from alexnet_nb.config import given_values, load_config
-from alexnet_nb.data import open_rgb
+from alexnet_nb import inference
+from alexnet_nb import train
+from alexnet_nb.engine import checkpoint as engine_checkpoint
+from alexnet_nb.engine import logs as engine_logs
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine import setup as engine_setup
+from alexnet_nb.engine.config import given_values, load_config
+from alexnet_nb.base.pictures import open_rgb
 
 needs_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 
@@ -52,7 +58,7 @@ def test_the_linear_baseline_draws_no_numbers_of_the_run(tmp_path, straight, no_
 
 def test_every_file_of_events_has_a_second_of_its_own(tmp_path):
     "TensorBoard reads files in the order of their names: second, machine, process, and a counter whose 100 comes before its 99."
-    for step in range(3): train.Log(tmp_path, step).close()
+    for step in range(3): engine_logs.Log(tmp_path, step).close()
     for part in ("train", "val"):
         seconds = [p.name.split(".")[3] for p in (tmp_path / part).iterdir()]
         assert len(seconds) == len(set(seconds)) == 3
@@ -62,7 +68,7 @@ def test_every_file_of_events_has_a_second_of_its_own(tmp_path):
 
 def signal_at(monkeypatch, where: int | str, number: int) -> None:
     "Send this process a signal in the middle of a step, or in a validation or the test."
-    step, evaluate, calls = train.train_step, train.evaluate, []
+    step, evaluate, calls = train.train_step, engine_run.evaluate, []
     def train_step(run, *args):
         if run.progress.step + 1 == where: os.kill(os.getpid(), number)
         return step(run, *args)
@@ -71,7 +77,7 @@ def signal_at(monkeypatch, where: int | str, number: int) -> None:
         if len(calls) == {"validation 2": 2, "test": 5}.get(where): os.kill(os.getpid(), number)
         return evaluate(*args)
     monkeypatch.setattr(train, "train_step", train_step)
-    monkeypatch.setattr(train, "evaluate", evaluating)
+    monkeypatch.setattr(engine_run, "evaluate", evaluating)
 
 
 @needs_kill
@@ -118,8 +124,8 @@ DRIVER = '''
 import os, signal, sys
 from alexnet_nb import train
 point, *argv = sys.argv[1:]
-train.write_panels = lambda *args: None
-save_last, save, copy, save_final, step, torch_save = (train.save_last, train.save_checkpoint, train.copy_checkpoint, train.save_final, train.train_step, train.torch.save)
+engine_run.write_panels = lambda *args: None
+save_last, save, copy, save_final, step, torch_save = (engine_run.save_last, engine_files.save_checkpoint, engine_run.copy_checkpoint, engine_run.save_final, train.train_step, engine_files.torch.save)
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -155,7 +161,7 @@ def before_mark(source, target):  # the final checkpoint is there, the last one 
     copy(source, target)
 
 place = {"in_a_step": "train_step", "before_final": "save_final", "before_mark": "copy_checkpoint"}.get(point, "save_last")
-if point == "while_saving": train.torch.save = while_saving
+if point == "while_saving": engine_files.torch.save = while_saving
 else: setattr(train, place, globals()[point])
 sys.exit(train.main(argv))
 '''
@@ -225,15 +231,15 @@ def test_new_run_keeps_the_final_checkpoint_of_the_former(tmp_path, no_panels):
 
 def test_the_checkpoint_wins_and_says_so(tmp_path, trained, capsys, no_panels):
     path = trained / "models" / "alexnet_final.pkl"
-    cfg = train.resume_config(train.read_checkpoint(path), {"training": {"learning_rate": 0.5, "num_epochs": 9, "seed": 1}, "data": {"num_workers": 1}, "device": {"use_cuda": True}})
+    cfg = engine_setup.resume_config(engine_checkpoint.read_checkpoint(path), {"training": {"learning_rate": 0.5, "num_epochs": 9, "seed": 1}, "data": {"num_workers": 1}, "device": {"use_cuda": True}})
     assert (cfg.training.learning_rate, cfg.training.num_epochs, cfg.training.seed, cfg.data.num_workers, cfg.device.use_cuda) == (0.01, 9, 7, 1, True)
     assert capsys.readouterr().out.splitlines() == ["training.learning_rate stays 0.01, as the checkpoint has it", "training.seed stays 7, as the checkpoint has it"]
 
 
 def test_either_spelling_of_the_data_folder_may_change(trained):
-    checkpoint = train.read_checkpoint(trained / "models" / "alexnet_final.pkl")
+    checkpoint = engine_checkpoint.read_checkpoint(trained / "models" / "alexnet_final.pkl")
     for given in ({"data": {"data_dir": "elsewhere"}}, {"paths": {"input_root_dir": "elsewhere"}}):
-        assert train.resume_config(checkpoint, given).data.data_dir == "elsewhere"
+        assert engine_setup.resume_config(checkpoint, given).data.data_dir == "elsewhere"
 
 
 def test_other_classes_under_the_same_number_are_refused(tmp_path, no_panels, capsys):
@@ -268,7 +274,7 @@ def six_keys(checkpoint: dict, prefix: str = "") -> dict:
 def test_six_keys_are_what_torch_itself_stores(trained):
     "The helper above is honest: torch's own SGD over the parameters, in their order, takes that state."
     foreign = six_keys(load(trained / "models" / "alexnet_final.pkl"))
-    model = train.build_model(train.read_checkpoint(trained / "models" / "alexnet_final.pkl"))
+    model = engine_checkpoint.build_model(engine_checkpoint.read_checkpoint(trained / "models" / "alexnet_final.pkl"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     optimizer.load_state_dict(foreign["optimizer"])
     for p in model.parameters(): assert optimizer.state[p]["momentum_buffer"].shape == p.shape
@@ -279,18 +285,18 @@ def test_six_keys_are_what_torch_itself_stores(trained):
 def test_six_keys_predict(prefix, tmp_path, trained, pictures):
     whole = trained / "models" / "alexnet_final.pkl"
     torch.save(six_keys(load(whole), prefix), tmp_path / "six.pkl")
-    ours, theirs = (inference.load_classifier(p, torch.device("cpu")) for p in (whole, tmp_path / "six.pkl"))
+    ours, theirs = (engine_predict_command.load_classifier(p, torch.device("cpu")) for p in (whole, tmp_path / "six.pkl"))
     assert theirs.classes == ours.classes and theirs.recipe == ours.recipe
     image = open_rgb(pictures / "003.png")
     assert torch.equal(inference.predict(ours, image), inference.predict(theirs, image))
     torch.save({"model": six_keys(load(whole), prefix)["model"]}, tmp_path / "only_model.pkl")
-    assert torch.equal(inference.predict(ours, image), inference.predict(inference.load_classifier(tmp_path / "only_model.pkl", torch.device("cpu")), image))
+    assert torch.equal(inference.predict(ours, image), inference.predict(engine_predict_command.load_classifier(tmp_path / "only_model.pkl", torch.device("cpu")), image))
 
 
 def test_config_fills_what_six_keys_lack(tmp_path, trained, pictures, capsys):
     torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl")), tmp_path / "six.pkl")
     lacking = load_config(None, ["model.image_dim=224", "model.lrn=none"]).model.model_dump()
-    model = inference.load_classifier(tmp_path / "six.pkl", torch.device("cpu"), lacking).model
+    model = engine_predict_command.load_classifier(tmp_path / "six.pkl", torch.device("cpu"), lacking).model
     assert model.image_dim == 224 and isinstance(model.features[2], torch.nn.Identity) and model.features[0].out_channels == 4
     predict = ["--checkpoint", str(tmp_path / "six.pkl"), "--image", str(pictures / "000.png"), "--json"]
     assert inference.main(predict) == 0
@@ -300,11 +306,11 @@ def test_config_fills_what_six_keys_lack(tmp_path, trained, pictures, capsys):
 
 
 def test_momentum_of_one_group_lands_on_the_right_tensors(tmp_path, trained):
-    whole = train.read_checkpoint(trained / "models" / "alexnet_final.pkl")
+    whole = engine_checkpoint.read_checkpoint(trained / "models" / "alexnet_final.pkl")
     torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl"), "module."), tmp_path / "six.pkl")
-    six = train.read_checkpoint(tmp_path / "six.pkl")
-    cfg = train.resume_config(six, load_config(None, [a for a in tiny(tmp_path / "out") if a != "--set"]).model_dump() | {"model": {}})
-    runs = [train.start(train.resume_config(whole, {"paths": cfg.paths.model_dump(exclude={"input_root_dir"})}), whole), train.start(cfg, six)]
+    six = engine_checkpoint.read_checkpoint(tmp_path / "six.pkl")
+    cfg = engine_setup.resume_config(six, load_config(None, [a for a in tiny(tmp_path / "out") if a != "--set"]).model_dump() | {"model": {}})
+    runs = [engine_setup.start(engine_setup.resume_config(whole, {"paths": cfg.paths.model_dump(exclude={"input_root_dir"})}), whole), engine_setup.start(cfg, six)]
     buffers = [{name: run.optimizer.state[p]["momentum_buffer"] for name, p in run.model.named_parameters()} for run in runs]
     assert differences(*buffers) == [] and len(buffers[0]) == 16
     for run in runs:
@@ -336,7 +342,7 @@ def test_six_keys_take_the_recipe_that_is_asked_for(tmp_path, trained):
     whole = load(trained / "models" / "alexnet_final.pkl")
     for checkpoint, colour in ((six_keys(whole), True), (whole, False)):
         given = given_values(None, tiny(tmp_path, data__recipe="paper", model__width=None)[1::2])
-        run = train.start(train.resume_config(checkpoint, given), checkpoint)
+        run = engine_setup.start(engine_setup.resume_config(checkpoint, given), checkpoint)
         assert (run.recipe.colour is not None) == colour
 
 

@@ -9,11 +9,13 @@ from common import command
 from torch import nn
 from torch.nn import functional as F
 
-from alexnet_nb import speed
-from alexnet_nb.config import make_config
+from alexnet_nb.engine import bench as engine_bench
+from alexnet_nb.engine import speed as engine_speed
+from alexnet_nb.engine.config import make_config
 from alexnet_nb.lrn import LocalResponseNorm
 from alexnet_nb.model import AlexNet
-from alexnet_nb.train import start, train_step
+from alexnet_nb.engine.setup import start
+from alexnet_nb.train import train_step
 
 WIDTH, BATCH, STEPS = 0.1, 8, 20
 
@@ -28,9 +30,9 @@ def fast(rate: float = 0.01, seed: int = 42):
 
 def usual_pair(run):
     "The usual network with the weights that a run begins with, and its optimizer."
-    model = speed.usual_alexnet(width=WIDTH, dropout=0.0).to(run.model.features[0].weight.dtype)
+    model = engine_speed.usual_alexnet(width=WIDTH, dropout=0.0).to(run.model.features[0].weight.dtype)
     model.load_state_dict(run.model.state_dict())
-    return model, speed.usual_optimizer(model, run.cfg.training.learning_rate)
+    return model, engine_speed.usual_optimizer(model, run.cfg.training.learning_rate)
 
 
 def batches(run):
@@ -65,7 +67,7 @@ def test_twenty_steps_in_float64():
     assert distance(run.model, model) == 0
     for step, (x, y) in enumerate(data):
         ours = float(train_step(run, x.double(), y)[0])
-        theirs = speed.usual_step(model, optimizer, x.double(), y)
+        theirs = engine_speed.usual_step(model, optimizer, x.double(), y)
         assert abs(ours - theirs) <= 1e-10 * theirs, step
     assert distance(run.model, model) <= 1e-10
 
@@ -75,7 +77,7 @@ def test_first_step_in_float32():
     model, optimizer = usual_pair(run)
     x, y = batches(run)[0]
     ours = float(train_step(run, x, y)[0])
-    theirs = speed.usual_step(model, optimizer, x, y)
+    theirs = engine_speed.usual_step(model, optimizer, x, y)
     assert abs(ours - theirs) <= 1e-5 * theirs
     for (name, p), q in zip(run.model.named_parameters(), model.parameters()):
         assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm(), name
@@ -91,7 +93,7 @@ def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
         data, usual, others = batches(run), usual_pair(run), [usual_pair(run) for _ in WAYS]
         for x, y in data:
             train_step(run, x, y)
-            speed.usual_step(*usual, x, y)
+            engine_speed.usual_step(*usual, x, y)
             for parts, other in zip(WAYS, others): split_step(*other, x, y, parts)
         ours.append(distance(run.model, usual[0]))
         splits = [distance(other[0], usual[0]) for other in others]
@@ -102,13 +104,13 @@ def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
 
 
 def test_a_step_needs_no_more_memory_than_usual():
-    like = speed.Task("step", batch=4, width=WIDTH)
+    like = engine_bench.Task("step", batch=4, width=WIDTH)
     peaks = []
-    for task in (speed.replace(like, ours=False), like):
-        job = speed.make_job(task)
+    for task in (engine_bench.replace(like, ours=False), like):
+        job = engine_bench.make_job(task)
         job.work()
         job.settle()
-        peaks.append(job.live_bytes() + speed.peak_bytes(job.work, torch.device("cpu")))
+        peaks.append(job.live_bytes() + engine_speed.peak_bytes(job.work, torch.device("cpu")))
     assert 0 < peaks[1] <= peaks[0]
 
 
@@ -118,25 +120,25 @@ def test_peak_bytes_counts():
         b = a * 2                   # 8,000
         del a
         return b + 1                # 8,000 again
-    assert 8_000 <= speed.peak_bytes(work, torch.device("cpu")) < 9_000
+    assert 8_000 <= engine_speed.peak_bytes(work, torch.device("cpu")) < 9_000
 
 
 @pytest.mark.parametrize("shape", [(2, 96, 13, 13), (2, 16, 7, 9)])
 def test_lrn_keeps_a_third_or_less(shape):
     x = torch.randn(shape)
-    usual, ours = (speed.kept_bytes(layer, x) for layer in (nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), LocalResponseNorm()))
+    usual, ours = (engine_speed.kept_bytes(layer, x) for layer in (nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), LocalResponseNorm()))
     assert x.nbytes <= ours and 3 * ours <= usual
 
 
 def test_arithmetic_of_the_floor():
     with torch.device("meta"): model = AlexNet()
-    assert speed.flops(model, training=False) / 1e6 == pytest.approx(2262, abs=1)
-    assert speed.flops(model) / 1e6 == pytest.approx(6576, abs=1)
-    assert speed.elements(model, False) == 1_716_069
-    rates = speed.Rates({"fp32": 510e9, "bf16": 1000e9}, 40e9)
-    assert 1 / speed.floor_seconds(model, rates, "fp32", 128) == pytest.approx(73, abs=1)
-    assert 1 / speed.floor_seconds(model, rates, "bf16", 128) == pytest.approx(141, abs=1)
-    assert 1 / speed.floor_seconds(model, rates, "bf16", 128, training=False) == pytest.approx(422, abs=3)
+    assert engine_speed.flops(model, training=False) / 1e6 == pytest.approx(2262, abs=1)
+    assert engine_speed.flops(model) / 1e6 == pytest.approx(6576, abs=1)
+    assert engine_speed.elements(model, False) == 1_716_069
+    rates = engine_speed.Rates({"fp32": 510e9, "bf16": 1000e9}, 40e9)
+    assert 1 / engine_speed.floor_seconds(model, rates, "fp32", 128) == pytest.approx(73, abs=1)
+    assert 1 / engine_speed.floor_seconds(model, rates, "bf16", 128) == pytest.approx(141, abs=1)
+    assert 1 / engine_speed.floor_seconds(model, rates, "bf16", 128, training=False) == pytest.approx(422, abs=3)
 
 
 ROW = {"row", "title", "shape", "precision", "images", "layout", "usual", "usual_our_allocator", "ours", "ratio", "ratio_same_allocator",
@@ -216,6 +218,6 @@ def test_parts_are_measured_anew_and_the_others_kept(tmp_path):
     (["--results", "."], ".: cannot be written to"),
 ])
 def test_bad_arguments_give_one_line(argv, words, capsys):
-    assert speed.main([*argv, "--small"]) == 2
+    assert engine_bench.main([*argv, "--small"]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1

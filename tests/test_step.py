@@ -9,8 +9,13 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_nb import train
-from alexnet_nb.checkpoint import read_checkpoint
-from alexnet_nb.config import InputError, RunError, load_config, parse_overrides
+from alexnet_nb.claims import small_nets as claims_small_nets
+from alexnet_nb.engine import run as engine_run
+from alexnet_nb.engine import setup as engine_setup
+from alexnet_nb.engine import train_command as engine_train_command
+from alexnet_nb.engine.checkpoint import read_checkpoint
+from alexnet_nb.base.errors import InputError, RunError
+from alexnet_nb.engine.config import load_config, parse_overrides
 
 
 def config(out, **changes):
@@ -28,7 +33,7 @@ class Reads(TorchDispatchMode):
 
 
 def test_a_step_asks_for_no_number(tmp_path):
-    run = train.start(config(tmp_path, device__precision="fp32"))
+    run = engine_setup.start(config(tmp_path, device__precision="fp32"))
     x, y, _ = next(iter(run.train))
     train.train_step(run, x, y)  # first steps may allocate
     with Reads() as reads: train.train_step(run, x, y)
@@ -40,10 +45,10 @@ def test_a_step_asks_for_no_number(tmp_path):
 @pytest.mark.parametrize("at_once", [4, 100])
 def test_looking_seldom_changes_nothing(tmp_path, monkeypatch, at_once):
     "Six steps an epoch: notes of four and two, or of six, give the lines of one at a time."
-    train.fit(config(tmp_path / "each"), show_bar=False)
-    plain = train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda *args: plain(*args[:5], at_once))
-    train.fit(config(tmp_path / "seldom"), show_bar=False)
+    engine_train_command.fit(config(tmp_path / "each"), show_bar=False)
+    plain = claims_small_nets.train_epoch
+    monkeypatch.setattr(claims_small_nets, "train_epoch", lambda *args: plain(*args[:5], at_once))
+    engine_train_command.fit(config(tmp_path / "seldom"), show_bar=False)
     for kind in ("steps", "epochs"): assert lines(tmp_path / "each", kind) == lines(tmp_path / "seldom", kind)
     each, seldom = (read_checkpoint(tmp_path / name / "models" / "alexnet_final.pkl") for name in ("each", "seldom"))
     assert differences(each["model"], seldom["model"]) == []
@@ -51,13 +56,13 @@ def test_looking_seldom_changes_nothing(tmp_path, monkeypatch, at_once):
 
 def test_a_loss_that_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatch):
     "Also when the loop looks only every six steps."
-    plain, step = train.train_epoch, train.train_step
-    monkeypatch.setattr(train, "train_epoch", lambda *args: plain(*args[:5], 6))
+    plain, step = claims_small_nets.train_epoch, train.train_step
+    monkeypatch.setattr(claims_small_nets, "train_epoch", lambda *args: plain(*args[:5], 6))
     def spoiled(run, *batch):
         if run.progress.step == 8: run.model.classifier[6].bias.data.fill_(math.nan)
         return step(run, *batch)
     monkeypatch.setattr(train, "train_step", spoiled)
-    with pytest.raises(RunError, match="nan at step 9 .*the last checkpoint is from before"): train.fit(config(tmp_path), show_bar=False)
+    with pytest.raises(RunError, match="nan at step 9 .*the last checkpoint is from before"): engine_train_command.fit(config(tmp_path), show_bar=False)
     kept = read_checkpoint(tmp_path / "models" / "alexnet_last.pkl")
     assert kept["total_steps"] == 6 and all(torch.isfinite(v).all() for v in kept["model"].values())
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -67,11 +72,11 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatc
 def test_resume_may_change_the_layout(tmp_path, first):
     "Momentum follows its weights: the run goes on as if nothing had changed, but for rounding."
     one, two = (config(tmp_path / name, device__precision="fp32", device__channels_last=first, model__dropout=0.0) for name in ("one", "two"))
-    whole = train.fit(one, max_steps=9, show_bar=False)
-    train.fit(two, max_steps=6, show_bar=False)
+    whole = engine_train_command.fit(one, max_steps=9, show_bar=False)
+    engine_train_command.fit(two, max_steps=6, show_bar=False)
     checkpoint = read_checkpoint(tmp_path / "two" / "models" / "alexnet_last.pkl")
-    cfg = train.resume_config(checkpoint, parse_overrides([f"device.channels_last={str(not first).lower()}"]))
-    parts = train.fit(cfg, checkpoint, max_steps=9, show_bar=False)
+    cfg = engine_setup.resume_config(checkpoint, parse_overrides([f"device.channels_last={str(not first).lower()}"]))
+    parts = engine_train_command.fit(cfg, checkpoint, max_steps=9, show_bar=False)
     assert parts.run.model.features[4].weight.is_contiguous(memory_format=torch.channels_last) == (not first)
     for a, b in zip(whole.run.model.parameters(), parts.run.model.parameters()):
         assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6
@@ -80,22 +85,22 @@ def test_resume_may_change_the_layout(tmp_path, first):
 
 def test_the_scale_of_the_loss_is_resumed(tmp_path):
     "float16's `GradScaler` goes into the checkpoint and comes back."
-    run = train.start(config(tmp_path))
+    run = engine_setup.start(config(tmp_path))
     assert run.scaler.state_dict() == {}
     run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
     x, y, _ = next(iter(run.train))
     for _ in range(3): train.train_step(run, x, y)
-    stored = train.checkpoint_of(run)
-    again = train.start(config(tmp_path))
+    stored = engine_run.checkpoint_of(run)
+    again = engine_setup.start(config(tmp_path))
     again.scaler = torch.amp.GradScaler("cpu")
-    train.restore(again, stored)
+    engine_run.restore(again, stored)
     assert again.scaler.get_scale() == run.scaler.get_scale() == 2048.0
     assert again.scaler.state_dict() == run.scaler.state_dict()
 
 
 def test_the_scaled_step_is_the_plain_step(tmp_path):
     "A power of two scales without rounding, so the weights agree to the last bit or nearly."
-    plain, scaled = (train.start(config(tmp_path / name, device__precision="fp32")) for name in ("plain", "scaled"))
+    plain, scaled = (engine_setup.start(config(tmp_path / name, device__precision="fp32")) for name in ("plain", "scaled"))
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     x, y, _ = next(iter(plain.train))
     for run in (plain, scaled):
@@ -105,7 +110,7 @@ def test_the_scaled_step_is_the_plain_step(tmp_path):
 
 
 def test_choices_are_printed_and_stored(tmp_path, capsys):
-    result = train.fit(config(tmp_path, device__precision="bf16", data__loader="workers"), max_steps=1, show_bar=False)
+    result = engine_train_command.fit(config(tmp_path, device__precision="bf16", data__loader="workers"), max_steps=1, show_bar=False)
     assert result.summary["chosen"] == dict(precision="bf16", layout="channels_last", loader="workers", compiled=False, memory_reused=False)
     assert "precision bf16, layout channels_last, loader workers" in capsys.readouterr().out
 
@@ -115,19 +120,19 @@ def test_pictures_of_several_sizes_need_workers(tmp_path):
     path = next((root / "train" / "cat").iterdir())
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
     changes = dict(data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=10, data__train_images=None, data__test_images=None)
-    assert train.start(config(tmp_path / "a", **changes)).choices["loader"] == "workers"
+    assert engine_setup.start(config(tmp_path / "a", **changes)).choices["loader"] == "workers"
     with pytest.raises(InputError, match="data.loader is 'device', but the pictures differ in size"):
-        train.start(config(tmp_path / "b", **changes, data__loader="device"))
+        engine_setup.start(config(tmp_path / "b", **changes, data__loader="device"))
 
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_same_run(tmp_path):
     "Needs a C++ compiler; skipped where there is none."
     plain, fast = (config(tmp_path / name, device__precision="fp32", device__compile=flag, model__dropout=0.0) for name, flag in (("plain", False), ("fast", True)))
-    try: b = train.fit(fast, max_steps=3, show_bar=False)
+    try: b = engine_train_command.fit(fast, max_steps=3, show_bar=False)
     except Exception as e:
         if "compiler" not in str(e).lower(): raise
         pytest.skip("no C++ compiler")
-    a = train.fit(plain, max_steps=3, show_bar=False)
+    a = engine_train_command.fit(plain, max_steps=3, show_bar=False)
     assert [row["loss"] for row in lines(tmp_path / "fast")] == pytest.approx([row["loss"] for row in lines(tmp_path / "plain")], rel=1e-4)
     assert list(b.run.model.state_dict()) == list(a.run.model.state_dict())

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from alexnet_nb import two_gpus
-from alexnet_nb.checkpoint import build_model, read_checkpoint, save_checkpoint
+from alexnet_nb.claims import two_towers as claims_two_towers
+from alexnet_nb.engine.checkpoint import build_model, read_checkpoint
+from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.model import AlexNet, layer_table
-from alexnet_nb.two_gpus import (LayerTraffic, TwoTowers, Wire, data_parallel_bytes, join_state, layer_traffic, mixing_layers, model_parallel_bytes,
-                                 ring_seconds, split_state)
+from alexnet_nb.claims.two_towers import LayerTraffic, TwoTowers, Wire, data_parallel_bytes, join_state
+from alexnet_nb.claims.two_towers import layer_traffic, mixing_layers, model_parallel_bytes, ring_seconds
+from alexnet_nb.claims.two_towers import split_state
 
 BATCH, THIN = 3, 1 / 24
 VARIANTS = [{}, {"activation": "tanh"}, {"lrn": "none"}, {"lrn": "after_pool", "alpha_is": "sum"}, {"image_dim": 224}, {"overlapping_pooling": False},
@@ -290,7 +292,7 @@ def test_traffic_of_the_whole_network():
     layers = layer_traffic(model, image)
     assert model.training and not model.features[2].training and model.features[4].training and not any(m._forward_pre_hooks for m in model.modules())
     assert sum(layer.params for layer in layers) == 62_378_344 and sum(layer.inputs for layer in layers[1:]) == 260_448
-    assert [layer.name for layer in layers] == list(two_gpus.PAPER_NAMES)
+    assert [layer.name for layer in layers] == list(claims_two_towers.PAPER_NAMES)
     assert layers[1].crossover == pytest.approx(614_656 / 69_984) and layers[5].crossover == pytest.approx(4096, rel=1e-3)
     for p in (2, 3, 1000):
         for layer in layers[1:]:

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from alexnet_nb.data import CLASSES, draw_picture
+from alexnet_nb.base.drawings import draw_picture
+from alexnet_nb.base.pictures import CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = [(227, 3), (55, 96), (27, 256), (13, 384), (13, 384), (13, 256), (6, 256)]

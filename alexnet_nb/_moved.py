@@ -1,0 +1,20 @@
+"""Names of version 0.1 at their old addresses."""
+import importlib
+import warnings
+from typing import Any, Callable
+
+RENAMED = {"take_folders": "lock_folders", "joined": "process_group", "own_stream": "seed_for_rank",
+           "total": "all_reduce_sum", "agree": "all_reduce_max", "gather": "all_gather"}
+
+
+def moved(old: str, homes: tuple[str, ...]) -> Callable[[str], Any]:
+    "A module's `__getattr__` that finds a name in its new home, and says where that is."
+    def find(name: str) -> Any:
+        for home in () if name.startswith("__") else homes:
+            module = importlib.import_module(f"alexnet_nb.{home}")
+            if (new := RENAMED.get(name, name)) in vars(module):
+                said = f"alexnet_nb.{old}.{name} is now alexnet_nb.{home}.{new}"
+                warnings.warn(said, DeprecationWarning, stacklevel=3)
+                return getattr(module, new)
+        raise AttributeError(f"module 'alexnet_nb.{old}' has no attribute {name!r}")
+    return find
