@@ -15,7 +15,10 @@ from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.pictures import CLASSES
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+NBS = ROOT / "nbs"
+NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
 
 # The network at 227 pixels with 4 to 16 maps a layer; 48 drawings and 10 for validation: 6 steps of 8 an epoch.
 TINY = {
@@ -29,6 +32,11 @@ STEPS = 6  # an epoch
 LONG = dict(training__num_epochs=4, training__lr_step_size=2, training__lr_gamma=0.5, training__paper_velocity=True)
 EACH_STEP = dict(training__checkpoint_minutes=1e-9)  # a checkpoint after every step
 CLOCK = ("progress.seconds", "config.paths", "config.data.num_workers", "config.training.checkpoint_minutes")
+
+
+def page_of(path: Path) -> str:
+    "What tests call a notebook: `02_lrn`, `engine/checkpoint`."
+    return path.relative_to(NBS).with_suffix("").as_posix()
 
 
 def settings(values: dict) -> list[str]:
@@ -65,6 +73,12 @@ def hook_steps(monkeypatch, before=lambda step: None, after=lambda step, model: 
         return result
     monkeypatch.setattr(loop, "set_rate", noting)
     monkeypatch.setattr(loop, "train_step", hooked)
+
+
+def one_step(run, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "One update of a run, as its loop makes it; the caller counts."
+    train.set_rate(run.optimizer, run.scheduler.get_last_lr(), run.progress.step, run.options.warmup_steps)
+    return train.train_step(run.net, x, y, run.optimizer, loss=engine_run.shared_loss(run), precision=run.dtype, scaler=run.scaler)
 
 
 def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProcess:

@@ -614,13 +614,12 @@ def child(base: Path, kind: str, seed: int, numbers: list[int]) -> None:
     import torch
     from alexnet_nb import train
     from alexnet_nb.base import errors as base_errors
-    from alexnet_nb.base import plots as base_plots
     from alexnet_nb.engine import run as engine_run
     torch.set_num_threads(1)
     torch._dynamo  # imported now, so that it is not the fault of an input
     lab = Lab(base)
     engine_run.write_panels = lambda *args: None  # pictures for TensorBoard, which take longer than everything else here
-    base_plots.draw_curves = lambda *args, **more: type("Figure", (), dict(savefig=lambda self, file, **how: Path(file).write_bytes(b"") if isinstance(file, (str, Path)) else None))()
+    engine_run.draw_curves = lambda *args, **more: type("Figure", (), dict(savefig=lambda self, file, **how: Path(file).write_bytes(b"") if isinstance(file, (str, Path)) else None))()
     lab.honest()
     lab.fresh()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what is imported late is imported here

@@ -5,7 +5,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import torch
-from common import differences, lines, load, run_without_panels, settings, tiny
+from common import differences, lines, load, one_step, run_without_panels, settings, tiny
 from torch import nn
 
 from alexnet_nb import inference
@@ -306,7 +306,7 @@ def first_steps(*texts, steps: int = 3) -> tuple[dict, list[float]]:
     run = engine_setup.start(load_config(None, [text for text in settings_of(*texts)]))
     losses = []
     for _, (x, y, _) in zip(range(steps), run.train):
-        losses.append(train.train_step(run, x, y)[0].item())
+        losses.append(one_step(run, x, y)[0].item())
         run.progress.step += 1
     return dict(run.model.state_dict()), losses
 

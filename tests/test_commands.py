@@ -217,8 +217,8 @@ def test_commands_are_installed():
     "The four commands lead to the four main functions."
     from importlib.metadata import entry_points
     scripts = {e.name: e.value for e in entry_points(group="console_scripts") if e.name.startswith("alexnet_")}
-    assert scripts == {"alexnet_train": "alexnet_nb.train:main", "alexnet_predict": "alexnet_nb.inference:main", "alexnet_bench": "alexnet_nb.speed:main",
-                       "alexnet_experiment": "alexnet_nb.experiment:main"}
+    assert scripts == {"alexnet_train": "alexnet_nb.engine.train_command:main", "alexnet_predict": "alexnet_nb.engine.predict_command:main",
+                       "alexnet_bench": "alexnet_nb.engine.bench:main", "alexnet_experiment": "alexnet_nb.claims.experiment:main"}
 
 
 @pytest.mark.parametrize("main", [train.main, inference.main], ids=["train", "predict"])

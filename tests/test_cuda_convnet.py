@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from alexnet_nb.claims import small_nets as claims_small_nets
 from alexnet_nb.claims.small_nets import NETS, Local2d, SameMapNorm, Stage, build_net, chances, cut
 from alexnet_nb.claims.small_nets import mean_image, net_optimizer, net_table, ten_views, train_epoch
-from alexnet_nb.claims.small_nets import view_probabilities
-from alexnet_nb.train import set_rate
+from alexnet_nb.claims.small_nets import set_rate, view_probabilities
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.pictures import stack_pixels
 

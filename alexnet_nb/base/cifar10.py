@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
