@@ -216,7 +216,7 @@ def test_precision_that_the_device_lacks_is_bad_input(learned, pictures, capsys)
 def test_the_config_chooses(learned, pictures, capsys, monkeypatch, precision):
     made = []
     load = engine_predict_command.load_classifier
-    monkeypatch.setattr(engine_predict_command, "load_classifier", lambda *args: made.append(load(*args)) or made[-1])
+    monkeypatch.setattr(engine_predict_command, "load_classifier", lambda *args, **more: made.append(load(*args, **more)) or made[-1])
     argv = ["--checkpoint", str(learned), "--image-dir", str(pictures), "--set", "device.use_cuda=false", "--set", f"device.precision={precision}"]
     assert inference.main([*argv, "--set", "device.channels_last=false"]) == inference.main(argv) == 0
     weights = [c.model.features[4].weight for c in made]
