@@ -1,6 +1,6 @@
 """The page of commands says what the commands do: each line is parsed, and run where a CPU and drawings do.
 
-A line is checked against the program's own parser: an option, choice, config or key that does not exist fails.
+Each is checked against its own parser: an option, choice, config or key that does not exist fails.
 """
 import argparse
 import functools
@@ -19,8 +19,9 @@ import nbformat
 import pytest
 from common import ROOT, TINY, class_folders, save_drawings, settings
 
-from alexnet_nb.config import CONFIG_DIR, InputError, load_config
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.data import drawings
+from alexnet_nb.engine.config import CONFIG_DIR, load_config
 
 PAGE = ROOT / "nbs" / "commands.ipynb"
 FREE = ("source", "ssh")  # of the shell and of the system: not looked into
