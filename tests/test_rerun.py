@@ -32,7 +32,8 @@ def picture(colour: str, size=(64, 48), program: str = "") -> str:
 
 
 def figure(*args, **kwargs) -> dict:
-    return v4.new_output("display_data", data={"image/png": picture(*args, **kwargs), "text/plain": "<Figure>"})
+    data = {"image/png": picture(*args, **kwargs), "text/plain": "<Figure>"}
+    return v4.new_output("display_data", data=data)
 
 
 def tiny(folder: Path, *cells, tags=None) -> Path:
@@ -111,9 +112,15 @@ def test_other_tags_are_nobodys_business():
 
 def test_an_error_fails_even_a_notebook_that_is_excused(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(rerun, "NOT_YET", {"tiny"})
-    code, said = check(tiny(tmp_path, ("print(1)", "2\n")), capsys)
-    assert code == 0 and "not yet" in said and "it prints otherwise" in said, said
-    assert check(tmp_path / "tiny.ipynb", capsys, "--strict")[0] == 1
+    smoke = "import os\nprint(os.environ.get('ALEXNET_NB_SMOKE'))"
+    quick = "import os\nassert os.environ['ALEXNET_NB_SMOKE']"
+    code, said = check(tiny(tmp_path, ("print(1)", "2\n"), (quick, None)), capsys)
+    assert code == 0 and said.startswith("not yet") and "2 cells run, 0 compared" in said, said
+    code, said = check(tiny(tmp_path, ("print(1)", "2\n"), (smoke, "None\n")), capsys, "--strict")
+    assert code == 1 and "00000000: it prints otherwise" in said and "00000001" not in said, said
+    assert not rerun.not_yet(Path("other.ipynb"))
+    monkeypatch.setenv("ALEXNET_NB_NOT_YET", "some other")
+    assert rerun.not_yet(Path("other.ipynb")) and not rerun.not_yet(Path("third.ipynb"))
     code, said = check(tiny(tmp_path, ("print(1)", "1\n"), ("1 / 0", None)), capsys)
     assert code == 1 and "00000001 fails: ZeroDivisionError" in said, said
 
@@ -127,8 +134,8 @@ def test_cells_with_flags_run_only_when_asked_for(tmp_path, capsys):
 
 
 def test_writing_stores_what_came_out_and_keeps_the_rest(tmp_path, capsys):
-    path = tiny(tmp_path, ("print(1)\nprint(2)", "5\n"), ("#| slow\nprint(1)", "kept\n"), ("print('a', 1 / 3)", None),
-                tags={2: ["varies: to see that tags stay"]})
+    cells = [("print(1)\nprint(2)", "5\n"), ("#| slow\nprint(1)", "kept\n"), ("print('a', 1 / 3)", None)]
+    path = tiny(tmp_path, *cells, tags={2: ["varies: to see that tags stay"]})
     before = nbformat.read(path, 4)
     assert rerun.main(["--write", str(path)]) == 0
     after = nbformat.read(path, 4)
@@ -141,14 +148,17 @@ def test_writing_stores_what_came_out_and_keeps_the_rest(tmp_path, capsys):
 
 
 SAME = [
-    ("loss 0.66700", "loss 0.66733"), ("1.2345e-04 ok", "1.2346e-04 ok"), ("a\n", "a"), ("  9.9999 s", " 10.0001 s"),
-    ("<object at 0x7f12ab34cd>", "<object at 0x7faaaaaaaa>"), ("\x1b[31mred\x1b[0m", "red"), ("10 %\r100 %", "100 %"),
+    ("loss 0.66700", "loss 0.66733"), ("1.2345e-04 ok", "1.2346e-04 ok"), ("a\n", "a"),
+    ("  9.9999 s", " 10.0001 s"),
+    ("<object at 0x7f12ab34cd>", "<object at 0x7faaaaaaaa>"), ("\x1b[31mred\x1b[0m", "red"),
+    ("10 %\r100 %", "100 %"),
     ("in /tmp/tmpab12cd34/x", "in /tmp/tmpzz99_y12/x"), ("1,234.5", "1,234.6"), ("step 3.", "step 3."),
 ]
 OTHER = [
-    ("loss 0.667", "loss 0.669"), ("1000000 steps", "1000001 steps"), ("version 2.14.1", "version 2.14.2"), ("a", "b"),
-    ("1.0", "-1.0"), ("1.0", "1"), ("step 3.", "step 4."), ("conv1.5x", "conv2.5x"), ("a  b", "a b"), ("1.0 2.0", "1.0"),
-    ("2026.01", "2026.12.01"),
+    ("loss 0.667", "loss 0.669"), ("1000000 steps", "1000001 steps"), ("version 2.14.1", "version 2.14.2"),
+    ("a", "b"), ("1.0", "-1.0"), ("1.0", "1"), ("step 3.", "step 4."),
+    ("conv1.5x", "conv2.5x"), ("a  b", "a b"),
+    ("1.0 2.0", "1.0"), ("2026.01", "2026.12.01"),
 ]
 
 
@@ -163,24 +173,28 @@ def test_texts_that_are_not(a, b):
 
 
 def test_streams_are_compared_in_one_piece_and_without_stderr():
-    assert rerun.differences([stream("a\nb\n")], [stream("a\n"), stream("50 %", "stderr"), stream("b\n")]) == []
+    pieces = [stream("a\n"), stream("50 %", "stderr"), stream("b\n")]
+    assert rerun.differences([stream("a\nb\n")], pieces) == []
+    assert rerun.differences([stream("a\nc\n")], pieces) != []
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "text/markdown", "text/html"])
 def test_results_are_compared(kind):
     assert rerun.differences([result("**1**", kind)], [result("**1**", kind)]) == []
-    assert rerun.differences([result("**1**", kind)], [result("**2**", kind)])[0].startswith(f"{kind} differs")
+    found = rerun.differences([result("**1**", kind)], [result("**2**", kind)])
+    assert len(found) == 1 and found[0].startswith(f"{kind} differs")
 
 
 def test_figures_are_compared_by_size_and_from_afar():
     white = figure("white")
     assert rerun.differences([white], [figure("white")]) == []
     assert "looks otherwise" in rerun.differences([white], [figure("black")])[0]
-    assert "64 x 48 pixels are stored, 64 x 80 came out" in rerun.differences([white], [figure("white", (64, 80))])[0]
+    taller = figure("white", (64, 80))
+    assert "64 x 48 pixels are stored, 64 x 80 came out" in rerun.differences([white], [taller])[0]
     assert "is stored" in rerun.differences([white], [result("1")])[0]
-    old, new = (figure(colour, program=f"Matplotlib version{v}") for colour, v in (("#ffffff", 3), ("#e6e6e6", 4)))
-    assert rerun.differences([old], [new]) == [], "versions may set letters differently"
-    assert rerun.differences([old], [figure("#e6e6e6", program="Matplotlib version3")]), "the same one may not"
+    drawn = lambda colour, version: figure(colour, program=f"Matplotlib version{version}")  # noqa: E731
+    assert rerun.differences([drawn("#ffffff", 3)], [drawn("#e6e6e6", 4)]) == [], "versions set letters apart"
+    assert rerun.differences([drawn("#ffffff", 3)], [drawn("#e6e6e6", 3)]), "the same one does not"
 
 
 def test_a_curve_that_moved_is_seen():
@@ -197,6 +211,6 @@ def test_a_curve_that_moved_is_seen():
 
 def test_notebooks_are_found_by_name_and_by_path():
     some = all_notebooks()[0]
-    assert rerun.find([name_of(some)]) == rerun.find([f"{some.stem}.ipynb"]) == rerun.find([str(some)]) == [some]
+    for name in (name_of(some), f"{some.stem}.ipynb", str(some)): assert rerun.find([name]) == [some]
     assert rerun.find([]) == all_notebooks()
     with pytest.raises(SystemExit, match="no such notebook: nowhere"): rerun.find(["nowhere"])
