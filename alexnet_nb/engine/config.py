@@ -66,7 +66,7 @@ class TrainingConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] = 50
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0005
-    schedule: Literal["step", "plateau"] = "step"
+    schedule: Literal["step", "plateau", "cosine", "constant"] = "step"
     lr_step_size: Positive = 30
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     paper_velocity: bool = False
