@@ -17,8 +17,11 @@ from alexnet_nb.base.pictures import CLASSES
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-NBS = ROOT / "nbs"
-NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts))
+sys.path.append(str(ROOT / "tools"))
+from notebooks import NBS, all_notebooks
+from notebooks import name_of as page_of
+
+NOTEBOOKS = all_notebooks()
 
 # The network at 227 pixels with 4 to 16 maps a layer; 48 drawings and 10 for validation: 6 steps of 8 an epoch.
 TINY = {
@@ -32,11 +35,6 @@ STEPS = 6  # an epoch
 LONG = dict(training__num_epochs=4, training__lr_step_size=2, training__lr_gamma=0.5, training__paper_velocity=True)
 EACH_STEP = dict(training__checkpoint_minutes=1e-9)  # a checkpoint after every step
 CLOCK = ("progress.seconds", "config.paths", "config.data.num_workers", "config.training.checkpoint_minutes")
-
-
-def page_of(path: Path) -> str:
-    "What tests call a notebook: `02_lrn`, `engine/checkpoint`."
-    return path.relative_to(NBS).with_suffix("").as_posix()
 
 
 def settings(values: dict) -> list[str]:
