@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_nb import train
@@ -18,8 +20,8 @@ from alexnet_nb.base.pictures import CLASSES
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 sys.path.append(str(ROOT / "tools"))
-from notebooks import NBS, all_notebooks
-from notebooks import name_of as page_of
+from notebooks import NBS, all_notebooks  # noqa: F401
+from notebooks import name_of as page_of  # noqa: F401
 
 NOTEBOOKS = all_notebooks()
 
@@ -104,6 +106,22 @@ def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:
     paths = [folder / f"{i:03d}.png" for i in range(n)]
     for path, image in zip(paths, map(drawings(n, seed).__getitem__, range(n))): image.save(path)
     return paths
+
+
+def noise(n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    "n pictures whose pixels are drawn evenly from 0 to 255, and as many that are 0 or 255 only: (2 n, height, width, 3)."
+    rng = np.random.default_rng([seed, height, width])
+    return np.concatenate([rng.integers(0, 256, (n, height, width, 3)), 255 * rng.integers(0, 2, (n, height, width, 3))]).astype(np.uint8)
+
+
+def channels_first(items: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    "Pictures (N, H, W, 3) as a batch (N, 3, H, W)."
+    return torch.from_numpy(items).permute(0, 3, 1, 2).contiguous().to(device)
+
+
+def by_pillow(items: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    "The batch of pictures that Pillow has resized."
+    return channels_first(np.stack([Image.fromarray(p).resize(size[::-1], Image.Resampling.BILINEAR) for p in items]))
 
 
 def class_folders(root: Path, classes=CLASSES, train: int = 4, test: int = 2) -> Path:

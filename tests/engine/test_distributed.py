@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import STEPS, differences, lines, load, one_step, tiny
+from common import STEPS, TESTS, differences, lines, load, one_step, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -97,7 +97,7 @@ def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[f
 
 SCRIPT = """
 import json, sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_distributed import twenty_steps
 from alexnet_nb.engine.processes import *
 with process_group(find_world(), torch.device("cpu")):
@@ -112,7 +112,7 @@ def by_two(tmp_path_factory):
     "Twenty steps in 64 and in 32 bits by two processes: {name: [(losses, weights) of each]}."
     out = tmp_path_factory.mktemp("by_two")
     given = {name: numbers(out, name) for name in ("float64", "float32")}
-    (out / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent), given=json.dumps(given), out=out))
+    (out / "script.py").write_text(SCRIPT.format(tests=[str(TESTS), str(Path(__file__).parent)], given=json.dumps(given), out=out))
     code, _, err = ended(torchrun(out / "script.py"))
     assert code == 0, err[-3000:]
     return {name: [torch.load(out / f"{name}.{r}", weights_only=True) for r in (0, 1)] for name in given}

@@ -3,7 +3,7 @@
 `run(n_checkpoints, n_configs, n_logs, seed)` tries so many of each and tells what came of it. The promise: a proper result or one clear line;
 never a traceback, ten seconds of computing, 2 GB of memory, code that a file brought along, or a write outside the output folder.
 The inputs are tried in child processes; one that dies or hangs is noted with the input that it had in hand.
-One input again, by hand: python tests/hostile_state.py checkpoint SEED NUMBER
+One input again, by hand: python tests/hostile/hostile_state.py checkpoint SEED NUMBER
 """
 import contextlib
 import functools
@@ -29,6 +29,7 @@ import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
 from common import settings
 from watch import Evil, Watch
 
@@ -706,7 +707,7 @@ def run(n_checkpoints: int = 2000, n_configs: int = 2000, n_logs: int = 500, see
             rows = [row for row in map(json.loads, (base / "report.jsonl").read_text().splitlines() if n else []) if row["kind"] == kind and "faults" in row]
             doors = Counter(f"{door} {what}" for row in rows for door, what in row["done"].items())
             result[f"{kind}s"] = dict(tried=len(rows), doors=dict(sorted(doors.items())), slowest_seconds=max((row["seconds"] for row in rows), default=0), most_megabytes=max((row["megabytes"] for row in rows), default=0),
-                                      seconds=round(time.monotonic() - began, 1), failures=[dict(again=f"python tests/hostile_state.py {kind} {seed} {row['number']}", what=row["what"], faults=row["faults"]) for row in rows if row["faults"]])
+                                      seconds=round(time.monotonic() - began, 1), failures=[dict(again=f"python tests/hostile/hostile_state.py {kind} {seed} {row['number']}", what=row["what"], faults=row["faults"]) for row in rows if row["faults"]])
     return result
 
 

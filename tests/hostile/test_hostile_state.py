@@ -560,13 +560,15 @@ def test_results_that_are_not_results(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- what SECURITY.md says
 
 def test_the_promises_name_their_tests():
-    "Every test file and test that SECURITY.md and README.md name is there."
-    security, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("SECURITY.md", "README.md"))
-    assert len(security.splitlines()) < 80 and "`test_torchrun_starts_again_after_one_is_killed`" in readme
-    text = security + readme
-    for file in set(re.findall(r"`(tests/\w+\.py)`", text)): assert (ROOT / file).is_file(), file
-    everything = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("*.py"))
-    for name in set(re.findall(r"`(test_\w+)`", text)): assert f"def {name}(" in everything, name
+    "Every test file and test that SECURITY.md, README.md and the page of the commands name is there."
+    security, readme, commands = ((ROOT / name).read_text(encoding="utf-8") for name in ("SECURITY.md", "README.md", "nbs/commands.ipynb"))
+    assert len(security.splitlines()) < 80
+    text = security + readme + commands
+    files, names = set(re.findall(r"`(tests/[\w/]+\.py)`", text)), set(re.findall(r"`(test_\w+)`", text))
+    assert len(files) > 5 and len(names) > 10
+    for file in files: assert (ROOT / file).is_file(), file
+    everything = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
+    for name in names: assert f"def {name}(" in everything, name
 
 
 def test_the_floor_of_torch():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import CLOCK, LONG, STEPS, check_equal, class_folders, differences, hook_steps, lines, load, run_without_panels, snapshot, tiny
+from common import CLOCK, LONG, STEPS, check_equal, class_folders, TESTS, differences, hook_steps, lines, load, run_without_panels, snapshot, tiny
 
 from alexnet_nb import train
 from alexnet_nb.base import errors as base_errors
@@ -313,7 +313,7 @@ def test_a_disk_that_is_really_unmounted(tmp_path, straight):
         pytest.skip("needs the right to mount")
     out, store = tmp_path / "out", tmp_path / "store"
     store.mkdir()
-    code = MOUNT.format(here=str(HERE), out=str(out), store=str(store), gone=AWAY[0], back=AWAY[1])
+    code = MOUNT.format(here=str(TESTS), out=str(out), store=str(store), gone=AWAY[0], back=AWAY[1])
     done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left behind: []" in done.stdout and done.stderr.count("training goes on, and saves in") == done.stderr.count("is back, and has") == 1
