@@ -36,7 +36,7 @@ from ..base.results import versions
 from .plans import EXPERIMENTS, Experiment, choose, find_trial, full_length, is_done
 from .plans import new_trial, next_trial, plan, rates_by_epoch, reason_to_stop, settings
 from .small_nets import build_net, chances, mean_image, net_optimizer, net_table, train_epoch
-from .small_nets import view_probabilities
+from .small_nets import set_rate, view_probabilities
 from ..engine.checkpoint import group_state, read_checkpoint
 from ..engine.command import run_command
 from ..engine.config import Config, make_config
@@ -48,7 +48,7 @@ from ..engine.setup import options_of, start
 from ..engine.signals import StopFlag, Stopped, stop_on_signals
 from ..inference import cut_views, views_recipe
 from ..model import layer_table
-from ..train import Diverged, evaluate, set_rate
+from ..train import Diverged, evaluate
 
 # %% ../../nbs/claims/experiment.ipynb #f97f1ab3
 ORDER = 2012  # seeds the one order in which all pictures are kept
@@ -135,8 +135,7 @@ def convnet_epoch(lab: Lab, s: dict, net, optimizer, seed: int, epoch: int) -> d
         lab.flag.check()
         here = slice((batch - 1) * n // 5, batch * n // 5)
         loss, error = train_epoch(net, optimizer, pictures.pixels[here], pictures.labels[here], lab.mean,
-                                  s["side"],
-                                  None if luck is None else luck[here], s["batch_size"])
+                                  s["side"], None if luck is None else luck[here], s["batch_size"])
         if not math.isfinite(loss): raise Diverged(f"the loss is {loss} in epoch {epoch + 1}")
         sums += np.array([loss, error, 1]) * (here.stop - here.start)
     loss, error = (sums[:2] / sums[2]).tolist()
