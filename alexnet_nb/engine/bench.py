@@ -47,19 +47,22 @@ def cpu_name() -> str:
     "What the processor calls itself."
     try: lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError: lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+                platform.processor() or platform.machine())
 
 
 def about(device: torch.device) -> dict:
     "The machine and the software, for the record beside every number."
-    return dict(device=describe_device(device), cpu=cpu_name(), threads=torch.get_num_threads(), cores=os.cpu_count(), versions=versions())
+    return dict(device=describe_device(device), cpu=cpu_name(), threads=torch.get_num_threads(),
+                cores=os.cpu_count(), versions=versions())
 
 # %% ../../nbs/engine/bench.ipynb #38e15896
 def others_busy(wait: float = 1.0 # seconds in which we do nothing
                ) -> float | None:
     "How many cores are at work while we sleep; None where Linux is not there to tell."
     def ticks() -> tuple[int, int]:
-        user, nice, system, idle, io, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+        user, nice, system, idle, io, *rest = map(int,
+                                                  Path("/proc/stat").read_text().split("\n")[0].split()[1:])
         return user + nice + system + sum(rest[:3]), idle + io
     if sys.platform != "linux": return None
     (busy, idle), _, (more_busy, more_idle) = ticks(), time.sleep(wait), ticks()
@@ -122,7 +125,8 @@ class Side:
     "A process that measures when it is told to, and sleeps otherwise."
     def __init__(self, allocator: str = "default"):
         self.allocator = allocator
-        self.process = subprocess.Popen([sys.executable, "-m", "alexnet_nb.speed", "--worker", allocator], text=True,
+        self.process = subprocess.Popen([sys.executable, "-m", "alexnet_nb.engine.bench", "--worker",
+                                         allocator], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
     def ask(self, do: str, task: Task) -> dict:
@@ -131,7 +135,9 @@ class Side:
             print(json.dumps(dict(do=do, task=asdict(task))), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
         except BrokenPipeError: line = ""
-        if not line: raise RunError(f"a measuring process ended with code {self.process.wait()}; if memory ran out, give a smaller --batch-size")
+        if not line:
+            raise RunError(f"a measuring process ended with code {self.process.wait()}; if memory ran out, "
+                           "give a smaller --batch-size")
         answer = json.loads(line)
         if "error" in answer: raise RunError(f"{task.row}, {task.precision}: {answer['error']}")
         return answer
@@ -162,7 +168,8 @@ def interleave(work: list[tuple[Side, Task]], repeats: int, until: float) -> lis
 def summary(times: list[float], images: int) -> dict:
     "Every repeat, their median, how far they spread about it, and images a second."
     middle = statistics.median(times)
-    return dict(seconds=times, median=middle, spread=(max(times) - min(times)) / middle, images_per_second=images / middle)
+    return dict(seconds=times, median=middle, spread=(max(times) - min(times)) / middle,
+                images_per_second=images / middle)
 
 # %% ../../nbs/engine/bench.ipynb #5979a38a
 @dataclass(frozen=True)
@@ -177,11 +184,13 @@ class Sizes:
     shapes: tuple[tuple[int, ...], ...] = ((64, 96, 55, 55), (64, 256, 27, 27))
 
 
-SMALL = Sizes(width=1 / 24, batch=8, steps=2, files=12, repeats=2, workers=1, shapes=((2, 16, 13, 13), (2, 32, 7, 7)))
+SMALL = Sizes(width=1 / 24, batch=8, steps=2, files=12, repeats=2, workers=1,
+              shapes=((2, 16, 13, 13), (2, 32, 7, 7)))
 
 # How many times faster than the usual implementation, by device, row and precision.
 GOALS = {
-    "cpu": {"lrn": {"fp32": 8, "bf16": 8}, "step": {"fp32": 2.5, "bf16": 4.5}, "epoch": {"fp32": 2.5, "bf16": 4.5}, "folder": {"fp32": 4, "bf16": 7.5}},
+    "cpu": {"lrn": {"fp32": 8, "bf16": 8}, "step": {"fp32": 2.5, "bf16": 4.5},
+            "epoch": {"fp32": 2.5, "bf16": 4.5}, "folder": {"fp32": 4, "bf16": 7.5}},
     "cuda": {"step": {"bf16": 3}, "epoch": {"bf16": 6}, "folder": {"bf16": 20}}}
 # Which share of the floor, likewise.
 FLOOR_GOALS = {"cpu": {"step": {"fp32": 0.7, "bf16": 0.6}}, "cuda": {"lrn": {"fp32": 0.5, "bf16": 0.5}}}
@@ -198,7 +207,8 @@ def folder_of_drawings(folder: Path, n: int) -> None:
 def variants(row: str, base: Task, precisions: list[str]) -> list[Task]:
     "The ways in which ours does a row: every precision; a normalisation in both orders of memory."
     layouts = (False, True) if row == "lrn" else (True,)
-    return [replace(base, row=row, ours=True, precision=p, channels_last=layout) for p in precisions for layout in layouts]
+    return [replace(base, row=row, ours=True, precision=p, channels_last=layout) for p in precisions
+            for layout in layouts]
 
 # %% ../../nbs/engine/bench.ipynb #352d0e69
 PARTS = ("lrn", "step", "epoch", "folder", "memory", "staircase")
@@ -217,12 +227,14 @@ class Bench:
 
     def __post_init__(self):
         s, busy = self.sizes, others_busy()  # before our own processes start
-        self.base = Task("step", device=str(self.device), batch=s.batch, steps=s.steps, width=s.width, workers=s.workers)
+        self.base = Task("step", device=str(self.device), batch=s.batch, steps=s.steps, width=s.width,
+                         workers=s.workers)
         # Where keeping freed memory means something, the usual implementation is measured with and without.
         self.usual, self.ours = Side(), Side("reuse")
         self.same = Side("reuse") if self.device.type == "cpu" and sys.platform == "linux" else None
         with torch.device("meta"): self.model = AlexNet(width=s.width)  # for its shapes
-        self.result = dict(date=datetime.date.today().isoformat(), finished=False, sizes=asdict(s), batch_size=s.batch,
+        self.result = dict(date=datetime.date.today().isoformat(), finished=False, sizes=asdict(s),
+                           batch_size=s.batch,
                            precisions=self.precisions, others_busy=busy,
                            rows=[], memory=[], staircase=[], skipped=[])
 
@@ -245,17 +257,24 @@ def write_result(bench: Bench) -> None:
 
 # %% ../../nbs/engine/bench.ipynb #0bbbbd92
 def go_on(bench: Bench) -> Rates:
-    "Keep the parts of the file that are not measured anew, and their floor. Raises `InputError` if they come from elsewhere."
+    """Keep the parts of the file that are not measured anew, and their floor. Raises `InputError` if they
+    come from elsewhere."""
     try: old = json.loads(bench.path.read_text(encoding="utf-8"))
     except ValueError: old = None
-    if not isinstance(old, dict) or "floor" not in old: raise InputError(f"{bench.path}: is no result of alexnet_bench; measure everything, into another file")
+    if not isinstance(old, dict) or "floor" not in old:
+        raise InputError(f"{bench.path}: is no result of alexnet_bench; measure everything, into another "
+                         "file")
     new = json.loads(json.dumps(bench.result)) | bench.ours.ask("about", bench.base)
     for what in ("device", "cpu", "threads", "precisions", "sizes"):
-        if old.get(what) != new[what]: raise InputError(f"{bench.path}: its {what} differ ({old.get(what)} there, {new[what]} here); measure everything, into another file")
-    kept = dict(rows=[r for r in old["rows"] if r["row"] not in bench.parts], **{p: [] if p in bench.parts else old[p] for p in ("memory", "staircase")})
+        if old.get(what) != new[what]:
+            raise InputError(f"{bench.path}: its {what} differ ({old.get(what)} there, {new[what]} here); "
+                             "measure everything, into another file")
+    kept = dict(rows=[r for r in old["rows"] if r["row"] not in bench.parts],
+                **{p: [] if p in bench.parts else old[p] for p in ("memory", "staircase")})
     busy = [b for b in (old["others_busy"], new["others_busy"]) if b is not None]
     skipped = [s for s in old["skipped"] if s.split()[0].lower() not in bench.parts]
-    bench.result |= old | kept | dict(date=new["date"], finished=False, others_busy=max(busy, default=None), skipped=skipped)
+    bench.result |= old | kept | dict(date=new["date"], finished=False, others_busy=max(busy, default=None),
+                                      skipped=skipped)
     return Rates(old["floor"]["flops"], old["floor"]["bandwidth"])
 
 # %% ../../nbs/engine/bench.ipynb #3fc6a9e5
@@ -263,11 +282,14 @@ def measure_floor(bench: Bench) -> Rates:
     "What this machine's convolutions and memory can do; also into the result."
     ask = lambda what: bench.ours.ask("floor", replace(bench.base, precision=what))["rate"]
     rates = Rates({p: ask(p) for p in bench.precisions}, ask("memory"))
-    floors = {p: dict(train=1 / floor_seconds(bench.model, rates, p, bench.sizes.batch), infer=1 / floor_seconds(bench.model, rates, p, 64, False))
+    floors = {p: dict(train=1 / floor_seconds(bench.model, rates, p, bench.sizes.batch),
+                      infer=1 / floor_seconds(bench.model, rates, p, 64, False))
               for p in bench.precisions}
     bench.result |= bench.ours.ask("about", bench.base)
-    bench.result["floor"] = dict(asdict(rates), images_per_second=floors, train_flops=flops(bench.model), infer_flops=flops(bench.model, False),
-                                 train_elements=elements(bench.model), parameters=sum(p.numel() for p in bench.model.parameters()))
+    bench.result["floor"] = dict(asdict(rates), images_per_second=floors, train_flops=flops(bench.model),
+                                 infer_flops=flops(bench.model, False),
+                                 train_elements=elements(bench.model),
+                                 parameters=sum(p.numel() for p in bench.model.parameters()))
     return rates
 
 # %% ../../nbs/engine/bench.ipynb #314c1c9d
@@ -284,7 +306,8 @@ def judge(row: dict, kind: str, name: str, small: bool) -> dict:
     def goal(table): return None if small else table.get(row["row"], {}).get(row["precision"])
     wanted = dict(ratio=goal(GOALS.get(kind, {})), share_of_floor=goal(FLOOR_GOALS.get(kind, {})),
                   images_per_second=goal(H100_GOALS) if "H100" in name else None)
-    reached = dict(ratio=row["ratio"], share_of_floor=row["share_of_floor"], images_per_second=row["ours"]["images_per_second"])
+    reached = dict(ratio=row["ratio"], share_of_floor=row["share_of_floor"],
+                   images_per_second=row["ours"]["images_per_second"])
     return dict(goals=wanted, met={k: None if g is None else reached[k] >= g for k, g in wanted.items()})
 
 # %% ../../nbs/engine/bench.ipynb #46e65a7b
@@ -292,16 +315,21 @@ def measure_row(bench: Bench, rates: Rates, base: Task, title: str) -> None:
     "One row: the usual implementation, itself under our allocator, and ours in every precision, in turn."
     kind, usual = bench.device.type, replace(base, ours=False)
     ours = variants(base.row, base, bench.precisions)
-    work = [(bench.usual, usual)] + [(bench.same, usual)] * bool(bench.same) + [(bench.ours, task) for task in ours]
+    work = [(bench.usual, usual)] + [(bench.same, usual)] * bool(bench.same) + [(bench.ours, task)
+                                                                                for task in ours]
     times = interleave(work, bench.sizes.repeats, bench.until)
-    images = dict(lrn=base.shape[0] if base.shape else 0, step=base.batch, epoch=base.batch * base.steps, folder=bench.sizes.files)[base.row]
+    images = dict(lrn=base.shape[0] if base.shape else 0, step=base.batch, epoch=base.batch * base.steps,
+                  folder=bench.sizes.files)[base.row]
     sums = [summary(t, images) for t in times]
     for task, mine in zip(ours, sums[-len(ours):]):
         least = floor_of(task, images, bench.model, rates)
         row = dict(row=base.row, title=title, shape=list(base.shape), precision=task.precision, images=images,
-                   layout="channels_last" if task.channels_last else "channels_first", usual=dict(sums[0], allocator="default"),
-                   usual_our_allocator=sums[1] if bench.same else None, ours=dict(mine, allocator=bench.ours.allocator),
-                   ratio=sums[0]["median"] / mine["median"], ratio_same_allocator=sums[1]["median"] / mine["median"] if bench.same else None,
+                   layout="channels_last" if task.channels_last else "channels_first",
+                   usual=dict(sums[0], allocator="default"),
+                   usual_our_allocator=sums[1] if bench.same else None,
+                   ours=dict(mine, allocator=bench.ours.allocator),
+                   ratio=sums[0]["median"] / mine["median"],
+                   ratio_same_allocator=sums[1]["median"] / mine["median"] if bench.same else None,
                    floor_seconds=least, share_of_floor=least / mine["median"])
         bench.result["rows"].append(row | judge(row, kind, bench.result["device"], bench.sizes.width < 1))
         bench.show(format_row(bench.result["rows"][-1]))
@@ -312,32 +340,42 @@ def format_row(row: dict) -> str:
     "A line of the table."
     same, goal, floor_goal = row["ratio_same_allocator"], row["goals"]["ratio"], row["goals"]["share_of_floor"]
     verdict = {True: "met", False: "missed", None: ""}
-    return (f"{row['title']:24} {row['precision']:5} {'NHWC' if row['layout'] == 'channels_last' else 'NCHW'} "
-            f"{row['usual']['images_per_second']:9.1f} {row['ours']['images_per_second']:9.1f} {row['ratio']:6.2f}x "
-            f"{f'{same:6.2f}x' if same else '      -'} {f'{goal}x' if goal else '-':>6} {verdict[row['met']['ratio']]:6} "
-            f"{row['share_of_floor']:5.0%} {f'{floor_goal:.0%}' if floor_goal else '-':>5} {verdict[row['met']['share_of_floor']]:6} "
+    return (f"{row['title']:24} {row['precision']:5} "
+            f"{'NHWC' if row['layout'] == 'channels_last' else 'NCHW'} "
+            f"{row['usual']['images_per_second']:9.1f} {row['ours']['images_per_second']:9.1f} "
+            f"{row['ratio']:6.2f}x "
+            f"{f'{same:6.2f}x' if same else '      -'} {f'{goal}x' if goal else '-':>6} "
+            f"{verdict[row['met']['ratio']]:6} "
+            f"{row['share_of_floor']:5.0%} {f'{floor_goal:.0%}' if floor_goal else '-':>5} "
+            f"{verdict[row['met']['share_of_floor']]:6} "
             f"{row['usual']['spread']:4.0%} {row['ours']['spread']:4.0%}")
 
 
-HEADER = (f"{'':35} {'usual':>9} {'ours':>9} {'':7} {'same':>7}\n{'row':24} {'type':5} {'':4} {'images/s':>9} {'images/s':>9} {'ratio':>7} "
+HEADER = (f"{'':35} {'usual':>9} {'ours':>9} {'':7} {'same':>7}\n{'row':24} {'type':5} {'':4} "
+          f"{'images/s':>9} {'images/s':>9} {'ratio':>7} "
           f"{'alloc.':>7} {'goal':>6} {'':6} {'floor':>5} {'goal':>5} {'':6} {'spread':>9}")
 
 # %% ../../nbs/engine/bench.ipynb #27aa83c1
 def markdown_table(result: dict) -> str:
     "The rows of a result as a Markdown table, goals beside what was reached."
-    def beside(value, goal, met, form): return form(value) + ("" if goal is None else f" (goal {form(goal)}{'' if met else ', missed'})")
-    lines = ["| images a second | ours in | layout | usual | ours | ratio | ratio, same allocator | share of the floor |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    def beside(value, goal, met, form):
+        return form(value) + ("" if goal is None else f" (goal {form(goal)}{'' if met else ', missed'})")
+    lines = ["| images a second | ours in | layout | usual | ours | ratio | ratio, same allocator | share "
+             "of the floor |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for r in result["rows"]:
-        cells = [r["title"], r["precision"], "NHWC" if r["layout"] == "channels_last" else "NCHW", *(f"{r[side]['images_per_second']:,.0f}" for side in ("usual", "ours")),
+        cells = [r["title"], r["precision"], "NHWC" if r["layout"] == "channels_last" else "NCHW",
+                 *(f"{r[side]['images_per_second']:,.0f}" for side in ("usual", "ours")),
                  beside(r["ratio"], r["goals"]["ratio"], r["met"]["ratio"], lambda v: f"{v:.1f}x"),
                  f"{r['ratio_same_allocator']:.1f}x" if r["ratio_same_allocator"] else "",
-                 beside(r["share_of_floor"], r["goals"]["share_of_floor"], r["met"]["share_of_floor"], lambda v: f"{v:.0%}")]
+                 beside(r["share_of_floor"], r["goals"]["share_of_floor"], r["met"]["share_of_floor"],
+                        lambda v: f"{v:.0%}")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 # %% ../../nbs/engine/bench.ipynb #66515f59
 def measure_memory(bench: Bench) -> None:
-    "Peak memory of a training step, each in a process of its own; and what one LRN layer keeps for its backward pass."
+    """Peak memory of a training step, each in a process of its own; and what one LRN layer keeps for its
+    backward pass."""
     tasks = [("usual", "default", replace(bench.base, ours=False))] + [("ours", "reuse", replace(bench.base, precision=p)) for p in bench.precisions]
     for name, allocator, task in tasks:
         side = Side(allocator) if bench.sizes.width == 1 else dict(usual=bench.usual, ours=bench.ours)[name]
@@ -345,24 +383,32 @@ def measure_memory(bench: Bench) -> None:
         finally:
             if bench.sizes.width == 1: side.close()
             else: side.ask("drop", task)
-        bench.result["memory"].append(dict(side=name, precision=task.precision, allocator=allocator, batch=task.batch, **answer))
+        bench.result["memory"].append(dict(side=name, precision=task.precision, allocator=allocator,
+                                           batch=task.batch, **answer))
         resident = f"{answer['resident_bytes'] / 1e6:,.0f} MB" if answer["resident_bytes"] else "unknown"
-        bench.show(f"memory of a step, {name:5} {task.precision:5} tensors {answer['tensor_bytes'] / 1e6:9,.1f} MB, resident {resident}")
+        bench.show(f"memory of a step, {name:5} {task.precision:5} tensors "
+                   f"{answer['tensor_bytes'] / 1e6:9,.1f} MB, resident {resident}")
     x = torch.randn(2, *bench.sizes.shapes[0][1:])
-    kept = {name: kept_bytes(layer, x) / x.nbytes for name, layer in (("usual", nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)), ("ours", LocalResponseNorm()))}
+    kept = {name: kept_bytes(layer, x) / x.nbytes
+            for name, layer in (("usual", nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)),
+                                ("ours", LocalResponseNorm()))}
     bench.result["lrn_keeps"] = kept  # in tensors as large as its input
-    bench.show(f"LRN keeps, in tensors as large as its input: usual {kept['usual']:.1f}, ours {kept['ours']:.1f}")
+    bench.show(f"LRN keeps, in tensors as large as its input: usual {kept['usual']:.1f}, ours "
+               f"{kept['ours']:.1f}")
     write_result(bench)
 
 # %% ../../nbs/engine/bench.ipynb #67c64fe3
 def stairs(base: Task, precisions: list[str]) -> list[tuple[str, str, Task]]:
     "From the usual implementation to ours, one change at a time: what it is, the allocator, the task."
     usual = replace(base, row="epoch", ours=False)
-    task = replace(usual, ours=True, own_lrn=False, fused=False, channels_last=False, on_device=False, precision="default")
+    task = replace(usual, ours=True, own_lrn=False, fused=False, channels_last=False, on_device=False,
+                   precision="default")
     found = [("usual implementation", "default", usual), ("+ keep freed memory", "reuse", usual)]
     if not base.device.startswith("cpu"): found.pop()
-    for name, change in (("+ our LRN", dict(own_lrn=True)), ("+ fused SGD", dict(fused=True)), ("+ channels_last", dict(channels_last=True)),
-                         ("+ pictures on the device", dict(on_device=True)), *((f"+ {p}", dict(precision=p)) for p in precisions if p != "fp32")):
+    for name, change in (("+ our LRN", dict(own_lrn=True)), ("+ fused SGD", dict(fused=True)),
+                         ("+ channels_last", dict(channels_last=True)),
+                         ("+ pictures on the device", dict(on_device=True)),
+                         *((f"+ {p}", dict(precision=p)) for p in precisions if p != "fp32")):
         task = replace(task, **change)
         found.append((name, "reuse", task))
     return found
@@ -374,14 +420,19 @@ def measure_staircase(bench: Bench, rates: Rates) -> None:
     steps = stairs(base, bench.precisions)
     sides = {"default": bench.usual, "reuse": bench.ours}
     images = base.batch * base.steps
-    times = interleave([(sides[allocator], task) for _, allocator, task in steps], bench.sizes.repeats, bench.until)
+    times = interleave([(sides[allocator], task) for _, allocator, task in steps], bench.sizes.repeats,
+                       bench.until)
     sums = [summary(t, images) for t in times]
     for (name, allocator, task), mine in zip(steps, sums):
         precision = "fp32" if task.precision == "default" else task.precision
-        least = images * floor_seconds(bench.model, rates, precision, task.batch) if precision in rates.flops else None
-        bench.result["staircase"].append(dict(name=name, allocator=allocator, precision=precision, **mine, ratio=sums[0]["median"] / mine["median"],
-                                              floor_seconds=least, share_of_floor=least and least / mine["median"]))
-        bench.show(f"{name:26} {mine['images_per_second']:9.1f} images/s {sums[0]['median'] / mine['median']:6.2f}x")
+        least = (images * floor_seconds(bench.model, rates, precision, task.batch)
+                 if precision in rates.flops else None)
+        bench.result["staircase"].append(dict(name=name, allocator=allocator, precision=precision, **mine,
+                                              ratio=sums[0]["median"] / mine["median"],
+                                              floor_seconds=least,
+                                              share_of_floor=least and least / mine["median"]))
+        bench.show(f"{name:26} {mine['images_per_second']:9.1f} images/s "
+                   f"{sums[0]['median'] / mine['median']:6.2f}x")
     write_result(bench)
 
 # %% ../../nbs/engine/bench.ipynb #d1c77b43
@@ -392,16 +443,20 @@ def run_bench(bench: Bench) -> dict:
         bench.show(describe(bench.result) + "\n\n" + HEADER)
         with tempfile.TemporaryDirectory() as folder:
             folder_of_drawings(Path(folder), bench.sizes.files)
-            rows = [(replace(bench.base, row="lrn", shape=shape), f"LRN {'x'.join(map(str, shape))}") for shape in bench.sizes.shapes]
-            rows += [(bench.base, f"step of {bench.base.batch}"), (replace(bench.base, row="epoch"), f"epoch, {bench.base.steps} steps"),
+            rows = [(replace(bench.base, row="lrn", shape=shape), f"LRN {'x'.join(map(str, shape))}")
+                    for shape in bench.sizes.shapes]
+            rows += [(bench.base, f"step of {bench.base.batch}"),
+                     (replace(bench.base, row="epoch"), f"epoch, {bench.base.steps} steps"),
                      (replace(bench.base, row="folder", folder=folder), f"folder of {bench.sizes.files}")]
             for task, title in rows:
-                if task.row in bench.parts and not too_late(bench, title): measure_row(bench, rates, task, title)
+                if task.row in bench.parts and not too_late(bench, title):
+                    measure_row(bench, rates, task, title)
         bench.result["rows"].sort(key=lambda row: PARTS.index(row["row"]))
         if "memory" in bench.parts and not too_late(bench, "memory"): measure_memory(bench)
         if "staircase" in bench.parts and not too_late(bench, "staircase"): measure_staircase(bench, rates)
         bench.result["finished"] = not bench.result["skipped"]
-        if bench.result["skipped"]: bench.show(f"time was up; not measured: {', '.join(bench.result['skipped'])}")
+        if bench.result["skipped"]:
+            bench.show(f"time was up; not measured: {', '.join(bench.result['skipped'])}")
         write_result(bench)
         return bench.result
     finally: bench.close()
@@ -411,22 +466,29 @@ def describe(result: dict) -> str:
     "What was measured on, in a few lines."
     floor = result["floor"]
     rates = ", ".join(f"{p} {rate / 1e9:,.0f} GFLOP/s" for p, rate in floor["flops"].items())
-    limits = ", ".join(f"{p} {v['train']:,.0f} and {v['infer']:,.0f}" for p, v in floor["images_per_second"].items())
+    limits = ", ".join(f"{p} {v['train']:,.0f} and {v['infer']:,.0f}"
+                       for p, v in floor["images_per_second"].items())
     busy = result["others_busy"] or 0
     warning = f"\nother work was running (on {busy:.1f} cores): times are too long" if busy > 0.2 else ""
-    return (f"{result['device']}, {result['cpu']}, {result['threads']} threads, torch {result['versions']['torch']}, {result['date']}\n"
+    return (f"{result['device']}, {result['cpu']}, {result['threads']} threads, torch "
+            f"{result['versions']['torch']}, {result['date']}\n"
             f"convolutions {rates}; memory {floor['bandwidth'] / 1e9:,.0f} GB/s\n"
             f"floor, images/s in training and inference: {limits}{warning}")
 
 # %% ../../nbs/engine/bench.ipynb #5df18b72
 def pick_precisions(asked: list[str], device: torch.device) -> list[str]:
-    "The precisions to measure ours in, plain ones first. Raises `InputError` for one that the device does not have."
+    """The precisions to measure ours in, plain ones first. Raises `InputError` for one that the device does
+    not have."""
     names = {t: name for name, t in TYPES.items() if name != "tf32"}
     has = {"cpu": ["fp32", "bf16"], "cuda": ["fp32", "tf32", "bf16", "fp16"]}.get(device.type, ["fp32"])
-    if not asked: return list(dict.fromkeys(["fp32", *["tf32"] * ("tf32" in has), names[pick_precision("auto", device)]]))
+    if not asked:
+        return list(dict.fromkeys(["fp32", *["tf32"] * ("tf32" in has),
+                                   names[pick_precision("auto", device)]]))
     wanted = has if "all" in asked else asked
     for name in wanted:
-        if name not in has: raise InputError(f"--precision {name}: {device.type} is measured in {', '.join(has)}; choose from these")
+        if name not in has:
+            raise InputError(f"--precision {name}: {device.type} is measured in {', '.join(has)}; choose "
+                             "from these")
     return [name for name in TYPES if name in wanted]
 
 
@@ -434,7 +496,8 @@ def pick_bench_device(asked: str) -> torch.device:
     "auto, cpu, cuda or cuda:1. Raises `InputError` for one that is not there."
     if asked == "auto": return pick_device()
     name, _, number = asked.partition(":")
-    if name not in ("cpu", "cuda") or (number and not number.isdigit()) or asked == "cpu:": raise InputError(f"--device {asked}: give auto, cpu, cuda or cuda:1")
+    if name not in ("cpu", "cuda") or (number and not number.isdigit()) or asked == "cpu:":
+        raise InputError(f"--device {asked}: give auto, cpu, cuda or cuda:1")
     if name == "cpu": return torch.device("cpu")
     if not torch.cuda.is_available(): raise InputError(f"--device {asked}: there is no CUDA GPU; give cpu")
     return pick_device(True, [int(number or 0)])
@@ -442,24 +505,33 @@ def pick_bench_device(asked: str) -> torch.device:
 # %% ../../nbs/engine/bench.ipynb #8c1a1389
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_bench`."
-    parser = argparse.ArgumentParser("alexnet_bench", description="Measure this library against the usual implementation, side by side.")
-    parser.add_argument("--small", action="store_true", help="a narrow network and few repeats: under a minute, and its numbers mean nothing")
-    parser.add_argument("--precision", nargs="+", default=[], choices=[*TYPES, "all"], help="of ours (default: fp32, and what the device is fast in)")
+    parser = argparse.ArgumentParser("alexnet_bench",
+                                     description="Measure this library against the usual implementation, "
+                                     "side by side.")
+    parser.add_argument("--small", action="store_true",
+                        help="a narrow network and few repeats: under a minute, and its numbers mean nothing")
+    parser.add_argument("--precision", nargs="+", default=[], choices=[*TYPES, "all"],
+                        help="of ours (default: fp32, and what the device is fast in)")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:1")
     parser.add_argument("--batch-size", type=int, metavar="N", help="of training (default 128)")
     parser.add_argument("--repeats", type=int, metavar="N", help="measurements of each (default 5)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that load pictures on the usual side (default 2)")
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin nothing new after so many")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes that load pictures on the usual side (default 2)")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M",
+                        help="begin nothing new after so many")
     parser.add_argument("--results", metavar="FILE", help="write JSON there, as it goes")
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="measure only these anew, into the --results of an earlier time")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS,
+                        help="measure only these anew, into the --results of an earlier time")
     parser.add_argument("--worker", choices=["default", "reuse"], help=argparse.SUPPRESS)
     return parser
 
 # %% ../../nbs/engine/bench.ipynb #c119ed81
 def _sizes(args: argparse.Namespace, device: torch.device) -> Sizes:
     "How much to measure. Raises `InputError` for numbers that make no sense."
-    for name, value, least in (("--batch-size", args.batch_size, 1), ("--repeats", args.repeats, 1), ("--workers", args.workers, 0)):
-        if value is not None and value < least: raise InputError(f"{name} is {value}; it must be at least {least}")
+    for name, value, least in (("--batch-size", args.batch_size, 1), ("--repeats", args.repeats, 1),
+                               ("--workers", args.workers, 0)):
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
     if not args.minutes > 0: raise InputError(f"--minutes is {args.minutes:g}; it must be above 0")
     sizes = SMALL if args.small else Sizes(steps=4 if device.type == "cpu" else 100)
     given = dict(batch=args.batch_size, repeats=args.repeats, workers=args.workers)
@@ -470,10 +542,13 @@ def _bench(args: argparse.Namespace) -> int:
     "The work of `alexnet_bench`; the exit code."
     if args.worker: return serve(args.worker)
     device = pick_bench_device(args.device)
-    sizes, precisions, path = _sizes(args, device), pick_precisions(args.precision, device), args.results and Path(args.results)
+    sizes, precisions, path = _sizes(args, device), pick_precisions(args.precision,
+                                                                    device), args.results and Path(args.results)
     if path and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
         raise InputError(f"{path}: cannot be written to; --results takes a file in a folder that is there")
-    if set(args.parts) < set(PARTS) and not (path and path.is_file()): raise InputError("--parts: name the file of an earlier time with --results, for the parts that are kept")
+    if set(args.parts) < set(PARTS) and not (path and path.is_file()):
+        raise InputError("--parts: name the file of an earlier time with --results, for the parts that are "
+                         "kept")
     run_bench(Bench(sizes, device, precisions, time.monotonic() + 60 * args.minutes, path, tuple(args.parts)))
     if path: print(f"wrote {path}")
     return 0
