@@ -12,10 +12,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_nb import train
-from alexnet_nb.engine import run as engine_run
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import CLASSES
+from alexnet_nb.engine import run as engine_run
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent

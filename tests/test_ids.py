@@ -1,6 +1,7 @@
 "No test of version 0.1 got lost on the way: each is there, under whatever name, or it is said why not."
-import ids_map
 import pytest
+
+import ids_map
 from common import TESTS
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import NOTEBOOKS, ROOT, page_of, tiny
-from notebooks import module_of
 
 import alexnet_nb
+from common import NOTEBOOKS, ROOT, page_of, tiny
+from notebooks import module_of
 
 LIBRARY = ROOT / "alexnet_nb"
 SHIMS = ("checkpoint", "config", "cuda_convnet", "distributed", "experiment", "speed", "two_gpus")  # addresses of version 0.1

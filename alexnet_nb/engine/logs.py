@@ -115,7 +115,7 @@ def read_log(folder: str | Path, kind: str = "steps") -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / f"{kind}.jsonl").read_text().splitlines()]
 
 # %% ../../nbs/engine/logs.ipynb #fcbeb27a
-def prediction_figure(images: Images, classes: tuple[str, ...], result: Evaluation, n: int = 12) -> "Figure":
+def prediction_figure(images: Images, classes: tuple[str, ...], result: Evaluation, n: int = 12):
     "A matplotlib figure of some validation images with what was said of them and, where it was wrong, the truth."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 4), layout="constrained")
@@ -141,7 +141,7 @@ def write_panels(board: dict, model: nn.Module, step: int, result: Evaluation, i
     board["val"].add_figure("confusion", matrix_figure(confusion_matrix(result), classes), step)
 
 # %% ../../nbs/engine/logs.ipynb #d6bd79c6
-def write_hparams(board: "SummaryWriter", config: dict, metrics: dict[str, float], step: int) -> None:
+def write_hparams(board, config: dict, metrics: dict[str, float], step: int) -> None:
     "Hyperparameters and final metrics, in the run's own folder."
     from torch.utils.tensorboard.summary import hparams
     plain = lambda value: value if isinstance(value, (int, float, str, bool)) else str(value)

@@ -2,12 +2,12 @@
 import numpy as np
 import pytest
 import torch
-from common import channels_first, save_drawings
 from PIL import Image
 
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import Images, stack_pixels
+from common import channels_first, save_drawings
 
 PICTURES = drawings(26, seed=3)
 

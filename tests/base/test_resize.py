@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 import torch
-from common import by_pillow, channels_first, noise
 
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.resize import resize_pixels
+from common import by_pillow, channels_first, noise
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import class_folders, snapshot
 from PIL import Image
 
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.pictures import CLASSES
 from alexnet_nb.claims import experiment as claims_experiment
 from alexnet_nb.claims import plans as claims_plans
+from alexnet_nb.claims.small_nets import NETS
 from alexnet_nb.engine import files as engine_files
 from alexnet_nb.engine import signals as engine_signals
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import make_config
-from alexnet_nb.claims.small_nets import NETS
-from alexnet_nb.base.pictures import CLASSES
+from common import class_folders, snapshot
 
 # Networks of the authors on 8 x 8 drawings: an epoch takes hundredths of a second. Nothing reaches an error of 1 %.
 RACE = claims_plans.Experiment("convnet", (80, 0), dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),

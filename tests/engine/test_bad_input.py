@@ -21,21 +21,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import STEPS, TINY, class_folders, command, load, save_drawings, settings, snapshot, tiny
 from PIL import Image
 from torch.utils.data import get_worker_info
 from watch import Evil
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
 from alexnet_nb.base import cifar10 as base_cifar10
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import files as engine_files
 from alexnet_nb.engine import loaders as engine_loaders
 from alexnet_nb.engine import logs as engine_logs
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import train_command as engine_train_command
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import load_config
+from common import STEPS, TINY, class_folders, command, load, save_drawings, settings, snapshot, tiny
 
 SHIPPED = "default, paper, quick, short"
 

@@ -5,16 +5,16 @@ import time
 
 import pytest
 import torch
-from common import command, one_step
 from torch import nn
 from torch.nn import functional as F
 
 from alexnet_nb.engine import bench as engine_bench
 from alexnet_nb.engine import speed as engine_speed
 from alexnet_nb.engine.config import make_config
+from alexnet_nb.engine.setup import start
 from alexnet_nb.lrn import LocalResponseNorm
 from alexnet_nb.model import AlexNet
-from alexnet_nb.engine.setup import start
+from common import command, one_step
 
 WIDTH, BATCH, STEPS = 0.1, 8, 20
 

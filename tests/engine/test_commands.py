@@ -7,18 +7,17 @@ import shutil
 import pytest
 import torch
 import yaml
-from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
+from alexnet_nb.base.device import pick_device
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.pictures import CLASSES, open_rgb
 from alexnet_nb.engine import config as engine_config
 from alexnet_nb.engine import predict_command as engine_predict_command
-from alexnet_nb.base.device import pick_device
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import CONFIG_DIR, Config, load_config
-from alexnet_nb.base.drawings import drawings
-from alexnet_nb.base.pictures import CLASSES, open_rgb
+from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 
 CPU = ["--set", "device.use_cuda=false"]
 

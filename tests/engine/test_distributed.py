@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import STEPS, TESTS, differences, lines, load, one_step, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from alexnet_nb import train
 from alexnet_nb.base import errors as base_errors
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import make_config
 from alexnet_nb.engine.loaders import EpochBatches
 from alexnet_nb.engine.processes import World, launch, share
+from common import STEPS, TESTS, differences, lines, load, one_step, tiny
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -7,19 +7,19 @@ import time
 import numpy as np
 import pytest
 import torch
-from common import save_drawings
 from PIL import Image
 
 from alexnet_nb import inference
-from alexnet_nb.engine import predict_command as engine_predict_command
-from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.base.device import pick_precision
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import open_rgb
 from alexnet_nb.data import Recipe, prepare
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.engine.loaders import read_ahead
 from alexnet_nb.model import AlexNet
+from common import save_drawings
 
 CPU = torch.device("cpu")
 

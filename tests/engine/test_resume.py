@@ -7,17 +7,29 @@ import time
 
 import pytest
 import torch
-from common import EACH_STEP, LONG, STEPS, check_equal, class_folders, differences, hook_steps, lines, load, run_without_panels, snapshot, tiny
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
+from alexnet_nb.base.pictures import open_rgb
 from alexnet_nb.engine import checkpoint as engine_checkpoint
 from alexnet_nb.engine import logs as engine_logs
 from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine.config import given_values, load_config
-from alexnet_nb.base.pictures import open_rgb
+from common import (
+    EACH_STEP,
+    LONG,
+    STEPS,
+    check_equal,
+    class_folders,
+    differences,
+    hook_steps,
+    lines,
+    load,
+    run_without_panels,
+    snapshot,
+    tiny,
+)
 
 needs_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 

@@ -4,16 +4,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from common import class_folders, differences, hook_steps, lines, one_step, tiny
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alexnet_nb.base.errors import InputError, RunError
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.base.errors import InputError, RunError
 from alexnet_nb.engine.config import load_config, parse_overrides
+from common import class_folders, differences, hook_steps, lines, one_step, tiny
 
 
 def config(out, **changes):

@@ -30,8 +30,9 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
-from common import settings
 from watch import Evil, Watch
+
+from common import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -354,8 +355,9 @@ def other_file(r: random.Random, base: dict[str, bytes], marker: Path) -> bytes:
 
 def config_text(r: random.Random) -> str:
     "An honest config of a few random keys."
-    from alexnet_nb.engine.config import Config, to_yaml
     import yaml
+
+    from alexnet_nb.engine.config import Config, to_yaml
     every = yaml.safe_load(to_yaml(Config()))
     chosen = {s: {k: v for k, v in keys.items() if r.random() < 0.4} for s, keys in every.items() if r.random() < 0.7}
     return yaml.safe_dump({s: keys for s, keys in chosen.items() if keys} or {"training": {"seed": 1}}, sort_keys=False)
@@ -462,9 +464,9 @@ class Lab:
 
     def honest(self) -> None:
         "A run that stopped in the middle of its second and last epoch, and a picture."
+        from alexnet_nb.base.drawings import drawings
         from alexnet_nb.engine import config as engine_config
         from alexnet_nb.engine import train_command as engine_train_command
-        from alexnet_nb.base.drawings import drawings
         self.start, keep = self.base / "start", self.base / "start.pkl"
         self.picture = self.base / "picture.png"
         if not keep.exists():
@@ -509,10 +511,9 @@ class Lab:
 
 
 def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
-    from alexnet_nb import inference
-    from alexnet_nb import train
-    from alexnet_nb.engine import checkpoint as engine_checkpoint
+    from alexnet_nb import inference, train
     from alexnet_nb.base.errors import InputError
+    from alexnet_nb.engine import checkpoint as engine_checkpoint
     what, data = checkpoint(seed, number, lab.pkls, lab.marker)
     path = lab.fresh() / r"hostile.pkl"
     path.write_bytes(data)
@@ -529,8 +530,8 @@ def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
 
 def one_config(lab: Lab, seed: int, number: int) -> dict:
     from alexnet_nb import train
-    from alexnet_nb.engine import train_command as engine_train_command
     from alexnet_nb.base.errors import InputError, RunError
+    from alexnet_nb.engine import train_command as engine_train_command
     from alexnet_nb.engine.config import load_config, to_yaml
     what, data, sets = config(seed, number, lab.marker)
     path = lab.fresh() / "hostile.yaml"
@@ -613,6 +614,7 @@ def forget_peak() -> None:
 def child(base: Path, kind: str, seed: int, numbers: list[int]) -> None:
     "Try these inputs, and write to report.jsonl before and after each."
     import torch
+
     from alexnet_nb import train
     from alexnet_nb.base import errors as base_errors
     from alexnet_nb.engine import run as engine_run

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import CLOCK, LONG, STEPS, check_equal, class_folders, TESTS, differences, hook_steps, lines, load, run_without_panels, snapshot, tiny
 
 from alexnet_nb import train
 from alexnet_nb.base import errors as base_errors
 from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.data import Recipe
 from alexnet_nb.engine import files as engine_files
 from alexnet_nb.engine import logs as engine_logs
 from alexnet_nb.engine import run as engine_run
@@ -25,8 +25,22 @@ from alexnet_nb.engine import signals as engine_signals
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import read_checkpoint
 from alexnet_nb.engine.files import lock_folders
-from alexnet_nb.data import Recipe
 from alexnet_nb.train import Diverged
+from common import (
+    CLOCK,
+    LONG,
+    STEPS,
+    TESTS,
+    check_equal,
+    class_folders,
+    differences,
+    hook_steps,
+    lines,
+    load,
+    run_without_panels,
+    snapshot,
+    tiny,
+)
 
 HERE = Path(__file__).parent
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")

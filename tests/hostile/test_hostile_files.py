@@ -20,20 +20,18 @@ import hostile_files as hostile
 import numpy as np
 import pytest
 import torch
-from common import class_folders, refused, save_drawings, snapshot, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from watch import Evil
 
-from alexnet_nb import data
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import data, inference, train
 from alexnet_nb.base import cifar10 as base_cifar10
 from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import loaders as engine_loaders
 from alexnet_nb.engine import predict_command as engine_predict_command
-from alexnet_nb.base.errors import InputError
+from common import class_folders, refused, save_drawings, snapshot, tiny
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="names and kinds of files that Windows does not have")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes, /proc and limits on memory")

@@ -6,7 +6,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from common import by_pillow, channels_first, noise
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -14,8 +13,17 @@ from alexnet_nb.base.cifar10 import read_cifar10
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.pictures import stack_pixels
 from alexnet_nb.base.resize import resize_pixels
-from alexnet_nb.data import Augmentation, Recipe, augmentation, colour_statistics, paper_recipe, prepare
-from alexnet_nb.data import prepare_batch, usual_recipe
+from alexnet_nb.data import (
+    Augmentation,
+    Recipe,
+    augmentation,
+    colour_statistics,
+    paper_recipe,
+    prepare,
+    prepare_batch,
+    usual_recipe,
+)
+from common import by_pillow, channels_first, noise
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
 USUAL = usual_recipe()

@@ -6,20 +6,47 @@ import math
 import numpy as np
 import pytest
 import torch
-from common import ROOT, class_folders
 
 from alexnet_nb.base.drawings import drawings
-from alexnet_nb.base.pictures import stack_pixels
+from alexnet_nb.base.pictures import Pictures, stack_pixels
 from alexnet_nb.data import Recipe, prepare_batch
 from alexnet_nb.inference import Classifier, load_classifier, probabilities
-from alexnet_nb.base.pictures import Pictures
-from alexnet_nb.inspection import LAYERS, Field, LayerStatistics, Patch, Peaks, Sheet, activation_statistics
-from alexnet_nb.inspection import agreement, first_kernels, hidden_features, kernel_colour, kernel_history
-from alexnet_nb.inspection import kernel_orientation, kernel_pictures, layer_outputs, look_inside, majority
-from alexnet_nb.inspection import nearest, network_layers, occlusion_map, pack, patch_directions
-from alexnet_nb.inspection import pixel_batches, purity, receptive_field, see, seen_part, strongest_patches
-from alexnet_nb.inspection import tower_gap, unpack, unpack_sheet, view_of
+from alexnet_nb.inspection import (
+    LAYERS,
+    Field,
+    LayerStatistics,
+    Patch,
+    Peaks,
+    Sheet,
+    activation_statistics,
+    agreement,
+    first_kernels,
+    hidden_features,
+    kernel_colour,
+    kernel_history,
+    kernel_orientation,
+    kernel_pictures,
+    layer_outputs,
+    look_inside,
+    majority,
+    nearest,
+    network_layers,
+    occlusion_map,
+    pack,
+    patch_directions,
+    pixel_batches,
+    purity,
+    receptive_field,
+    see,
+    seen_part,
+    strongest_patches,
+    tower_gap,
+    unpack,
+    unpack_sheet,
+    view_of,
+)
 from alexnet_nb.model import AlexNet
+from common import ROOT, class_folders
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 THIN = 1 / 24

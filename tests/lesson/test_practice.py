@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from common import NBS, NOTEBOOKS, ROOT, page_of
 
 LESSONS = [path for path in NOTEBOOKS if re.match("0[1-9]_", page_of(path))]  # 00_start comes before there is anything to practise
