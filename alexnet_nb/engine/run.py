@@ -39,7 +39,7 @@ from .checkpoint import schedule_state, set_random_state
 from .files import CheckpointFolder, check_writable, copy_checkpoint, launch_name
 from .files import lock_folders, remove_leftovers, replacing, save_checkpoint, save_json
 from .loaders import DeviceLoader
-from .logs import Log, NoLog, into_log, read_log, write_hparams, write_panels
+from .logs import Log, NoLog, read_log, write_hparams, write_panels
 from .processes import all_gather, all_reduce_max, all_reduce_sum, by_leader, leader
 from .processes import lost_peer, rank, seed_for_rank, world_size
 from .signals import StopFlag, Stopped, stop_on_signals
@@ -150,7 +150,7 @@ def note_epoch(run: Run, log: Log | NoLog, epoch: Epoch) -> None:
     log.scalars("val", p.step, loss=result.loss, accuracy=result.accuracy,
                 epoch_loss=result.loss, epoch_accuracy=result.accuracy)
     if leader():
-        into_log(log, lambda: write_panels(log.board, run.model, p.step, result, run.images[0], run.classes))
+        log.retrying(lambda: write_panels(log.board, run.model, p.step, result, run.images[0], run.classes))
     tqdm.write(f"epoch {epoch.number} of {run.options.epochs}: loss {loss:.3f}, accuracy {accuracy:.1%}; "
                f"validation loss {result.loss:.3f}, accuracy {result.accuracy:.1%}", file=sys.stdout)
     if leader(): warn_if_stuck(loss, run.options.num_classes)
@@ -349,7 +349,7 @@ def report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
             summary["linear_accuracy"] = baseline(run)
         print(f"the best linear classifier on the same 32 x 32 pixels: {summary['linear_accuracy']:.1%}")
     metrics = dict(test_accuracy=test.accuracy, test_loss=test.loss)
-    into_log(log, lambda: write_hparams(log.board["train"], run.options.config, metrics, run.progress.step))
+    log.retrying(lambda: write_hparams(log.board["train"], run.options.config, metrics, run.progress.step))
     with replacing(run.options.output_dir / "curves.png", "paths.output_dir") as part:
         draw_curves(summary["steps"], summary["epochs"]).savefig(part, dpi=120, format="png")
     log.flush()
