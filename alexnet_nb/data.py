@@ -28,12 +28,6 @@ from .base.resize import pass_order, resize_side, send
 # What the lesson uses and does not teach is handed on from the rooms below.
 _all_ = ["CLASSES", "Images", "Pictures", "drawings", "image_files", "open_rgb", "read_cifar10", "read_folder", "stack_pixels"]
 
-# %% ../nbs/01_data.ipynb #cbb6bbe1
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 # %% ../nbs/01_data.ipynb #83bfeb06
 @dataclass(frozen=True)
 class Augmentation:
@@ -48,6 +42,12 @@ def augmentation(seed: int, epoch: int, index: int) -> Augmentation:
     "Depends on nothing but its three numbers: not on workers, devices, batches or what came before."
     rng = np.random.default_rng([seed, epoch, index])
     return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(), tuple(rng.standard_normal(3).tolist()))
+
+# %% ../nbs/01_data.ipynb #cbb6bbe1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # %% ../nbs/01_data.ipynb #f8770559
 @dataclass(frozen=True)

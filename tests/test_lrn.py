@@ -1,64 +1,15 @@
-"Local response normalisation: the same numbers as the formula, in every type, layout and window, on fewer journeys over memory."
-import importlib.util
+"Local response normalisation: the same numbers as the formula, in every type, layout and window."
 import random
-import subprocess
 import sys
 
 import pytest
 import torch
+from lrn_judge import SCALES, apart, both, farthest, layouts, numbers, reference, run, units
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet_nb import lrn
 from alexnet_nb.lrn import LocalResponseNorm, local_response_norm, lrn_way
-
-LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
-layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-SCALES = (1, 30, 100)
-
-
-def numbers(*shape, scale=1., seed=0, dtype=torch.float32, layout=torch.contiguous_format) -> torch.Tensor:
-    x = scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return x.to(dtype).to(memory_format=layout)
-
-
-def both(f, x, g):
-    "What f gives for x, and its gradient for g."
-    z = x.detach().requires_grad_()
-    y = f(z)
-    return y.detach(), torch.autograd.grad(y, z, g)[0]
-
-
-def reference(n, k=2., alpha=1e-4, beta=0.75, alpha_is="mean", groups=1):
-    "The formula in float64 as a product with the band matrix of windows; shares no code with the library."
-    def f(x):
-        x = x.double()
-        part = x.shape[1] // groups
-        i, j = torch.arange(x.shape[1])[:, None], torch.arange(x.shape[1])[None]
-        band = ((j >= i - n // 2) & (j <= i + (n - 1) // 2) & (i // max(1, part) == j // max(1, part))).double()
-        return x / (k + (alpha / n if alpha_is == "mean" else alpha) * torch.einsum("ij,bj...->bi...", band, x * x)) ** beta
-    return f
-
-
-def farthest(a, b) -> float:
-    "The largest difference of an element, relative to that element of b (elements of 0 must be 0)."
-    error = (a.double() - b.double()).abs()
-    assert not error[b == 0].any()
-    return (error / b.double().abs().clamp(min=1e-300)).max().item()
-
-
-def apart(a, b) -> float:
-    "The length of the difference, relative to the length of b."
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
-
-
-def units(a, b) -> int:
-    "How many representable numbers a and b are apart, at most (16-bit floats)."
-    def place(t):
-        bits = t.view(torch.int16).int()
-        return torch.where(bits < 0, -(bits & 0x7FFF), bits)
-    return (place(a) - place(b)).abs().max().item()
 
 
 # float64 and float32
@@ -172,16 +123,6 @@ def test_random_cases(seed):
     assert (dx.double() - dx_true).norm() <= 3 * tolerance * (g.double() * (y_true / x.double()).nan_to_num(1)).norm()  # of the first term's length
 
 
-@layouts
-def test_layout_is_kept_in_parts_of_any_size(layout):
-    "More numbers than one part holds, a remainder at the end, both directions."
-    for shape in ((67, 16, 13, 13), (3, 96, 55, 55)):
-        x, g = (numbers(*shape, scale=30, seed=seed, layout=layout) for seed in (0, 1))
-        (y, dx), (y_torch, dx_torch) = (both(f, x, g) for f in (LocalResponseNorm(), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.)))
-        assert y.is_contiguous(memory_format=layout) and dx.is_contiguous(memory_format=layout)
-        assert farthest(y, y_torch) < 1e-6 and apart(dx, dx_torch) < 1e-6
-
-
 def test_without_gradient_and_without_numbers():
     x, layer = numbers(2, 9, 4, 4, scale=30), LocalResponseNorm()
     y = layer(x)
@@ -199,39 +140,6 @@ def test_the_same_every_time():
 
 
 # what it costs
-
-class Traffic(TorchDispatchMode):
-    "Counts the numbers that operations read from or write to tensors whose memory is at least `size` bytes."
-    def __init__(self, size):
-        super().__init__()
-        self.size, self.numbers = size, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = func.overloadpacket.__name__
-        if func.is_view or name.startswith(("empty", "new_", "detach")): return result
-        read = [t for t in args if isinstance(t, torch.Tensor)]
-        if name in ("copy_", "zero_", "fill_"): read = read[1:]
-        written = [t for t in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(t, torch.Tensor)]
-        for tensors in (read, written):
-            self.numbers += sum(t.numel() for t in {id(t): t for t in tensors}.values() if t.untyped_storage().nbytes() >= self.size)
-        return result
-
-
-def journeys(f, x, g) -> float:
-    "Full-tensor passes of a forward and backward over memory of x's size or more."
-    with Traffic(x.numel() * x.element_size()) as traffic: both(f, x, g)
-    return traffic.numbers / x.numel()
-
-
-@layouts
-def test_passes(layout):
-    "Torch's module makes more than fifty; ours reads x or g, or writes y or dx, eight times, three of them in the cache."
-    x, g = (numbers(32, 96, 13, 13, seed=seed, layout=layout) for seed in (0, 1))
-    ours, torchs = (journeys(f, x, g) for f in (LocalResponseNorm(), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.)))
-    assert ours == 8 and torchs > 50
-
 
 def test_saved_bytes():
     "The input and nothing else, which the ReLU before keeps anyway; at least three times less than torch's."
@@ -260,7 +168,7 @@ def test_the_way():
 
 def test_a_kernel_that_fails_is_named_once(monkeypatch, capsys):
     def fails(*args): raise RuntimeError("Failed to find C compiler.\nPlease specify one")
-    monkeypatch.setattr(lrn, "_in_triton", fails)
+    monkeypatch.setattr(lrn, "_run", lambda way: fails)
     monkeypatch.setattr(torch, "ones", lambda *shape, device: None)
     lrn._triton_works.cache_clear()
     assert not lrn._triton_works() and not lrn._triton_works()
@@ -268,56 +176,20 @@ def test_a_kernel_that_fails_is_named_once(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == ["LRN runs as separate operations on this GPU, since Triton does not work here (RuntimeError: Failed to find C compiler.)"]
 
 
-def run(code: str, **env) -> str:
-    "Run Python code in a process of its own."
-    import os
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def test_without_triton_the_reason_is_named(monkeypatch, capsys):
+    "Where the package is missing altogether, the module with the kernels cannot be loaded."
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "alexnet_nb.base.lrn_triton", raising=False)
+    lrn._triton_works.cache_clear()
+    assert not lrn._triton_works()
+    lrn._triton_works.cache_clear()
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith("LRN runs as separate operations on this GPU") and "triton" in line.split("(")[1]
 
 
 def test_the_import_is_light():
     run("import sys, alexnet_nb.lrn, torch; alexnet_nb.lrn.local_response_norm(torch.ones(1, 5, 2, 2))\n"
         "assert not {'triton', 'matplotlib', 'torchvision', 'torch._inductor'} & set(sys.modules), sorted(sys.modules)")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
-def test_the_kernels_under_the_interpreter():
-    "Both kernels, run by Triton's interpreter on the CPU, against float64: types, layouts, windows, tiles that overhang."
-    run("""
-import torch
-from alexnet_nb import lrn
-torch.manual_seed(0)
-cases = [(torch.float32, 5, 9, 0.75, "first"), (torch.float32, 4, 40, 0.75, "last"), (torch.float32, 5, 9, 0.5, "turned"), (torch.float32, 9, 3, 0.6, "short"),
-         (torch.bfloat16, 5, 33, 0.75, "last"), (torch.bfloat16, 4, 9, 0.75, "first"), (torch.float16, 5, 9, 0.75, "last"), (torch.float16, 1, 3, 0.75, "first")]
-for dtype, n, C, beta, layout in cases:
-    x, g = 100 * torch.randn(2, C, 5, 7), torch.randn(2, C, 5, 7)
-    if layout == "last": x = x.to(memory_format=torch.channels_last)
-    if layout == "turned": x, g = x.transpose(2, 3), g[:, :, :1].expand(2, C, 5, 7).transpose(2, 3)
-    if layout == "short": x, g = x.flatten(2), g.flatten(2)
-    x, g = x.to(dtype), g.to(dtype)
-    constants = ((min(n // 2, C - 1), min((n - 1) // 2, C - 1)), 2.0, 1e-4 / n, beta)
-    for given in ((x,), (x, g)):
-        mine, true = lrn._in_triton(constants, *given), lrn._whole(constants, *(t.double() for t in given))
-        assert mine.dtype == dtype and mine.shape == x.shape and (layout != "last" or mine.is_contiguous(memory_format=torch.channels_last))
-        error = ((mine - true).norm() / true.norm()).item()
-        assert error < (1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps), (dtype, n, C, beta, layout, len(given), error)
-""", TRITON_INTERPRET="1")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed here")
-def test_the_kernels_compile_and_read_each_neighbour_once(tmp_path):
-    "Triton compiles for a GPU that is not there: 5 reads and 1 write forward; 9 of x, 5 of g and 1 write backward."
-    run("""
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from alexnet_nb import lrn
-for kernel, tensors, loads in zip(lrn._kernels(), (("x", "y"), ("x", "g", "dx")), (5, 14)):
-    types = {name: "*bf16" for name in tensors} | {name: "i32" for name in ("positions", "area", "C", "step", "apart")} | {name: "fp32" for name in ("k", "a", "beta")}
-    fixed = {"roots": True, "before": 2, "after": 2}
-    done = compile(ASTSource(kernel, types | {name: "constexpr" for name in fixed}, fixed), target=GPUTarget("cuda", 80, 32))
-    assert done.asm["ttir"].count("tt.load") == loads and done.asm["ttir"].count("tt.store") == 1
-""", TRITON_CACHE_DIR=str(tmp_path))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -331,6 +203,18 @@ def test_on_a_gpu(dtype, layout):
     tolerance = {torch.float64: 1e-13, torch.float32: 1e-6}.get(dtype, torch.finfo(dtype).eps)
     assert apart(y.cpu(), exact) < tolerance and apart(dx.cpu(), slope) < tolerance
     assert y.is_contiguous(memory_format=layout) and y.dtype == dtype
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inside_autocast_on_a_gpu(dtype):
+    conv, layer, x = nn.Conv2d(3, 12, 3).cuda(), LocalResponseNorm(), numbers(2, 3, 8, 8, scale=300).cuda()
+    with torch.autocast("cuda", dtype=dtype):
+        a = conv(x)
+        y = layer(a)
+    assert a.dtype == y.dtype == dtype and units(y, reference(5)(a).to(dtype)) <= 2
+    y.float().sum().backward()
+    assert conv.weight.grad.isfinite().all() and conv.weight.grad.any()
 
 
 def test_under_torch_compile():

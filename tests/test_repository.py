@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+from notebooks import NBS, all_modules, all_notebooks, name_of
 
 
 def load_tool(name):
@@ -26,40 +28,105 @@ def test_addresses_and_readme_agree_with_settings():
 def test_a_new_owner_reaches_every_address():
     sync = load_tool("sync")
     cfg = sync.settings() | {"user": "ada", "branch": "trunk"}
-    for pattern in sync.ADDRESSED + ["README.md"]:
-        for path in ROOT.glob(pattern):
-            text = sync.address(path.read_text(encoding="utf-8"), cfg)
-            assert "OWNER" not in text, path
-            assert sync.address(text, sync.settings() | {"user": "OWNER"}) == path.read_text(encoding="utf-8"), path
+    assert {*all_notebooks()} < {*sync.addressed()}
+    for path in [*sync.addressed(), ROOT / "README.md"]:
+        before = path.read_text(encoding="utf-8")
+        text = sync.address(before, cfg)
+        assert "OWNER" not in text, path
+        assert sync.address(text, sync.settings() | {"user": "OWNER"}) == before, path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_that_moves_takes_its_badge_along():
+    "Only the badge follows; another link to Colab, which a page may have, stays."
+    sync = load_tool("sync")
+    start = "https://colab.research.google.com/github/OWNER/alexnet_nb/blob/main/"
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    text = f"[![Open in Colab]({image})]({start}nbs/kernels.ipynb) · [first]({start}nbs/00_start.ipynb)"
+    moved = sync.badge(text, NBS / "engine" / "kernels.ipynb")
+    assert moved == text.replace("nbs/kernels", "nbs/engine/kernels")
+    assert sync.badge(text, ROOT / "CONTRIBUTING.md") == text
+
+
+def test_the_list_of_notebooks_goes_to_any_depth_and_leaves_copies_out(tmp_path):
+    for name in ("b", "a/deep/c", ".ipynb_checkpoints/b-checkpoint", "_proc/b", "a/_docs/c", "a/.hidden/c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    assert [name_of(path, tmp_path) for path in all_notebooks(tmp_path)] == ["a/deep/c", "b"]
+
+
+def test_no_notebook_or_module_that_git_knows_is_left_out_of_the_lists():
+    "Every tool and CI step walks these lists: what they miss would go untested."
+    command = ["git", "ls-files", "-z", "nbs", "alexnet_nb"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode: pytest.skip("not a clone")
+    known = {ROOT / name for name in run.stdout.split("\0") if name and (ROOT / name).exists()}
+    assert {path for path in known if path.suffix == ".ipynb"} <= {*all_notebooks()}
+    modules = {path for path in known if path.suffix == ".py" and not path.name.startswith("_")}
+    assert modules <= {*all_modules()} and len(modules) > 10
+
+
+@pytest.mark.parametrize("path", all_notebooks(), ids=name_of)
 def test_colab_opens_the_notebook_with_a_gpu_and_installs_the_library(path):
     "The badge, the line that installs and the metadata are those that settings.ini and Colab ask for."
     cfg, notebook = load_tool("sync").settings(), json.loads(path.read_text(encoding="utf-8"))
     texts = ["".join(cell["source"]) for cell in notebook["cells"]]
-    address = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/nbs/{path.name}"
-    assert re.findall(r"\]\((https://colab\.research\.google\.com/github/[^)]*)\)", "\n".join(texts)) == [address]
+    repository = f"{cfg['user']}/{cfg['repo']}"
+    address = f"https://colab.research.google.com/github/{repository}/blob/{cfg['branch']}/nbs/{{}}.ipynb"
+    text = "\n".join(texts)
+    assert re.findall(r"colab-badge\.svg\)\]\((https:[^)]*)\)", text) == [address.format(name_of(path))]
+    links = re.findall(r"\]\((https://colab\.research\.google\.com/github/[^)]*)\)", text)
+    assert {*links} <= {address.format(name_of(other)) for other in all_notebooks()}, "no such notebook"
     assert notebook["metadata"]["accelerator"] == "GPU" and notebook["metadata"]["colab"]["gpuType"] == "T4"
     assert notebook["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in notebook["metadata"]
-    code = [text for text, cell in zip(texts, notebook["cells"]) if cell["cell_type"] == "code"]
+    code = [text for text, cell in zip(texts, notebook["cells"], strict=True) if cell["cell_type"] == "code"]
     first = next(text for text in code if not text.startswith("#| default_exp"))
     assert 'if "google.colab" in sys.modules and importlib.util.find_spec("alexnet_nb") is None:' in first
-    assert re.findall(r"%pip install (.*)", first) == [f"-q --no-deps git+https://github.com/{cfg['user']}/{cfg['repo']}"]
-    assert not [text for text in code if text != first and re.search(r"^\s*[%!]pip ", text, re.M)], "only the first cell may install"
+    assert re.findall(r"%pip install (.*)", first) == [f"-q --no-deps git+https://github.com/{repository}"]
+    installing = [text for text in code if re.search(r"^\s*[%!]pip ", text, re.M)]
+    assert installing == [first], "only the first cell may install"
 
 
 def test_site_renders_without_a_broken_link():
     run = subprocess.run([sys.executable, ROOT / "tools/site.py"], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
-    site = load_tool("site")
-    assert len(list((ROOT / "_proc/_docs").glob("*.html"))) >= len(list((ROOT / "nbs").glob("*.ipynb")))
-    assert site.notebook_problems(ROOT / "nbs") == []
+    docs = ROOT / "_proc/_docs"
+    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.html")}
+    assert {name_of(path) for path in all_notebooks()} <= pages
+    assert load_tool("site").notebook_problems(NBS) == []
 
 
 def test_the_site_check_can_fail(tmp_path):
     site = load_tool("site")
-    (tmp_path / "a.html").write_text('<h1 id="x">A</h1><a href="b.html">b</a><a href="#y">y</a><a href="#x">x</a><img src="a.html">')
+    page = tmp_path / "a.html"
+    links = '<a href="b.html">b</a><a href="#y">y</a><a href="#x">x</a>'
+    page.write_text(f'<h1 id="x">A</h1>{links}<img src="a.html">')
     assert len(site.problems(tmp_path)) == 3
-    (tmp_path / "a.html").write_text("<h1>A</h1>" + " " * site.LIMIT)
+    page.write_text("<h1>A</h1>" + " " * site.LIMIT)
     assert site.problems(tmp_path) == ["a.html: 1.5 MB, more than 1.5"]
+
+
+def test_the_site_check_follows_links_between_folders(tmp_path):
+    site = load_tool("site")
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "02_lrn.html").write_text('<h1 id="alpha">A</h1><a href="engine/kernels.html#fast">b</a>')
+    deep = tmp_path / "engine/kernels.html"
+    deep.write_text('<h1 id="fast">B</h1><a href="../02_lrn.html#alpha">a</a>')
+    assert site.problems(tmp_path) == []
+    deep.write_text('<h1>B</h1><a href="02_lrn.html">a</a>')
+    assert site.problems(tmp_path) == ["02_lrn.html: no such place engine/kernels.html#fast",
+                                       "engine/kernels.html: broken link 02_lrn.html"]
+
+
+def test_the_site_check_follows_links_to_the_public_site(tmp_path):
+    "As nbdev makes them from names in backticks: a page there is named after its module, without the number."
+    site, public = load_tool("site"), "https://ada.github.io/alexnet_nb"
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/kernels.html").write_text("<h1>B</h1>")
+    page = tmp_path / "02_lrn.html"
+    links = [f"{public}/lrn.html#alpha", f"{public}/engine/kernels.html", public, f"{public}2/another.html"]
+    page.write_text('<h1 id="alpha">A</h1>' + "".join(f'<a href="{link}">a</a>' for link in links))
+    (tmp_path / "index.html").write_text("<h1>I</h1>")
+    assert site.problems(tmp_path, public) == []
+    page.write_text(f'<h1>A</h1><a href="{public}/lrn.html#alpha">a</a><a href="{public}/kernels.html">b</a>')
+    assert site.problems(tmp_path, public) == [f"02_lrn.html: no such place {public}/lrn.html#alpha",
+                                               f"02_lrn.html: broken link {public}/kernels.html"]

@@ -20,13 +20,14 @@ def card() -> Figure:
     x = 0.06
     for side, maps in SIZES:
         height, width = 0.12 + 0.42 * (side / 227) ** 0.5, 0.012 + 0.0021 * maps**0.6
-        ax.add_patch(Rectangle((x, 0.42 - height / 2), width, height, facecolor="#4fa3d1", edgecolor="white", lw=1.5))
+        ax.add_patch(Rectangle((x, 0.42 - height / 2), width, height, fc="#4fa3d1", ec="white", lw=1.5))
         x += width + 0.022
-    for units, height in ((4096, 0.5), (4096, 0.5), (10, 0.12)):
-        ax.add_patch(Rectangle((x, 0.42 - height / 2), 0.012, height, facecolor="#f2a541", edgecolor="white", lw=1.5))
+    for height in (0.5, 0.5, 0.12):  # 4096, 4096 and 10 units
+        ax.add_patch(Rectangle((x, 0.42 - height / 2), 0.012, height, fc="#f2a541", ec="white", lw=1.5))
         x += 0.034
     ax.text(0.06, 0.83, "alexnet_nb", color="white", fontsize=52, weight="bold", va="center")
-    ax.text(0.06, 0.08, "AlexNet, 2012, rebuilt for CIFAR-10 in notebooks", color="#c8d4e0", fontsize=24, va="center")
+    line = "AlexNet, 2012, rebuilt for CIFAR-10 in notebooks"
+    ax.text(0.06, 0.08, line, color="#c8d4e0", fontsize=24, va="center")
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.axis("off")
     return fig

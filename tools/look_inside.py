@@ -1,7 +1,10 @@
-"""What the figures of "Looking inside" show of a trained network: python tools/look_inside.py CHECKPOINT DATA_FOLDER --name one_tower
+"""What the figures of "Looking inside" show of a trained network.
 
-Writes nbs/results/inside_NAME.json. DATA_FOLDER holds CIFAR-10 as train/ and test/ folders or as batches. With --kernels-only
-no data is needed but a hundred test images, and the file holds conv1's kernels alone: enough to compare seeds.
+    python tools/look_inside.py CHECKPOINT DATA_FOLDER --name one_tower
+
+Writes nbs/results/inside_NAME.json. DATA_FOLDER holds CIFAR-10 as train/ and test/ folders or as batches.
+With --kernels-only no data is needed but a hundred test images, and the file holds conv1's kernels alone:
+enough to compare seeds.
 """
 import argparse
 import datetime
@@ -38,30 +41,39 @@ def in_equal_parts(images: Images, indices: np.ndarray, n: int) -> Pictures:
 
 
 def rate_sum(checkpoint: dict) -> float:
-    "The learning rates of all steps together; the warm-up's few are counted as full ones, and a rate that waits for plateaus as constant."
+    """The learning rates of all steps together; the warm-up's few are counted as full ones, and a rate that
+    waits for plateaus as constant."""
     training, steps, epochs = checkpoint["config"]["training"], checkpoint["total_steps"], checkpoint["epoch"]
-    each = max((steps - checkpoint.get("progress", {}).get("batch", 0)) // epochs, 1) if epochs else max(steps, 1)
+    in_whole_epochs = steps - checkpoint.get("progress", {}).get("batch", 0)
+    each = max(in_whole_epochs // epochs, 1) if epochs else max(steps, 1)
+    rate, size = training["learning_rate"], training["lr_step_size"]
     lower = training["lr_gamma"] if training["schedule"] == "step" else 1.0
-    return sum(training["learning_rate"] * lower ** (step // each // training["lr_step_size"]) for step in range(steps))
+    return sum(rate * lower ** (step // each // size) for step in range(steps))
 
 
 def facts(checkpoint: dict) -> dict:
     "What the file tells of how the network came to be."
     model, training = checkpoint["config"]["model"], checkpoint["config"]["training"]
     progress = checkpoint.get("progress", {})
-    return dict(towers=model["towers"], epochs_done=checkpoint["epoch"], of_epochs=training["num_epochs"], steps=checkpoint["total_steps"], seed=checkpoint["seed"],
+    return dict(towers=model["towers"], epochs_done=checkpoint["epoch"], of_epochs=training["num_epochs"],
+                steps=checkpoint["total_steps"], seed=checkpoint["seed"],
                 **{key: training[key] for key in ("learning_rate", "momentum", "weight_decay", "batch_size")},
-                rate_sum=round(rate_sum(checkpoint), 6), init=model["init"], recipe=checkpoint["config"]["data"]["recipe"], best_validation_accuracy=progress.get("best_accuracy"))
+                rate_sum=round(rate_sum(checkpoint), 6), init=model["init"],
+                recipe=checkpoint["config"]["data"]["recipe"],
+                best_validation_accuracy=progress.get("best_accuracy"))
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("look_inside", description="Look into a trained network and keep what the figures need.")
+    what = "Look into a trained network and keep what the figures need."
+    parser = argparse.ArgumentParser("look_inside", description=what)
     parser.add_argument("checkpoint")
     parser.add_argument("data_folder")
     parser.add_argument("--name", required=True, help="one_tower, two_towers, two_towers_seed1, ...")
-    parser.add_argument("--train-images", type=int, default=10_000, help="of the training split, among which neighbours are sought")
+    parser.add_argument("--train-images", type=int, default=10_000,
+                        help="of the training split, among which neighbours are sought")
     parser.add_argument("--test-images", type=int, default=1_000)
-    parser.add_argument("--stride", type=int, default=12, help="pixels between the positions of the occluding square")
+    parser.add_argument("--stride", type=int, default=12,
+                        help="pixels between the positions of the occluding square")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16")
     parser.add_argument("--kernels-only", action="store_true")
@@ -76,21 +88,25 @@ def main(argv: list[str] | None = None) -> Path:
     if device.type == "cpu": reuse_memory()
     checkpoint = read_checkpoint(args.checkpoint, mapped=True)
     first = first_kernels(checkpoint["config"]["model"], checkpoint["seed"])
-    classifier, network = load_classifier(args.checkpoint, device, precision=args.precision), facts(checkpoint)
+    classifier = load_classifier(args.checkpoint, device, precision=args.precision)
+    network = facts(checkpoint)
     test = read_cifar10(args.data_folder, train=False, may_download=False)
     queries = in_equal_parts(test, np.arange(len(test)), 100 if args.kernels_only else args.test_images)
-    say = lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
+    say = lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)  # noqa: E731
     if args.kernels_only:
         report = dict(network=network | dict(accuracy=network["best_validation_accuracy"], test_images=0))
-        report |= kernels_report(classifier.model, pixel_batches(queries.pixels, classifier.recipe, device), first)
+        batches = pixel_batches(queries.pixels, classifier.recipe, device)
+        report |= kernels_report(classifier.model, batches, first)
     else:
         train, cfg = read_cifar10(args.data_folder, train=True, may_download=False), checkpoint["config"]
         taught, _ = split(train.labels, cfg["data"]["val_images"], checkpoint["seed"])
         bank = in_equal_parts(train, taught, args.train_images)
         say(f"{len(bank):,} training and {len(queries):,} test images read")
         report = look_inside(classifier, bank, queries, network, first, args.stride, args.batch_size, say)
-    report |= dict(data=data_name(test), precision=str(next(classifier.model.parameters()).dtype).removeprefix("torch."), device=describe_device(device), versions=versions(),
-                   date=datetime.date.today().isoformat(), seconds=round(time.monotonic() - began, 1),
+    precision = str(next(classifier.model.parameters()).dtype).removeprefix("torch.")
+    report |= dict(data=data_name(test), precision=precision, device=describe_device(device),
+                   versions=versions(), date=datetime.date.today().isoformat(),
+                   seconds=round(time.monotonic() - began, 1),
                    command=f"python tools/look_inside.py CHECKPOINT DATA_FOLDER --name {args.name}")
     path = args.out / f"inside_{args.name}.json"
     path.write_text(json.dumps(report, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -1,10 +1,11 @@
 """Build the site without Quarto, into _docs, and check it: python tools/site.py
 
 nbdev prepares the notebooks, smalldocs renders the same _quarto.yml in pure Python.
-Exit 1 names each page without title or summary, each broken link or image, each page that is too large or shows the environment, each stored error.
+Exit 1 names each page without title or summary, each broken link or image, each page that is too large or
+shows the environment, each stored error, each notebook without a page or missing from the sidebar.
+A link to the public address of the site is followed to the page here.
 """
 import html
-import json
 import os
 import re
 import sys
@@ -12,7 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-ROOT = Path(__file__).resolve().parent.parent
+from notebooks import NBS, ROOT, all_notebooks, name_of, read_cells
+
 LIMIT = 1_500_000  # bytes of a page, its pictures included
 
 
@@ -31,33 +33,79 @@ class Page(HTMLParser):
         if tag == "img" and not attrs.get("alt"): self.bare.append(attrs.get("src", "")[:60])
 
 
-def problems(site: Path) -> list[str]:
-    "What is wrong with a rendered site."
-    pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
+def public_address() -> str:
+    "Where the site stands on the web, as _quarto.yml has it, without a slash at the end; empty if unsaid."
+    match = re.search(r"^ *site-url: *(\S+)", (ROOT / "_quarto.yml").read_text(encoding="utf-8"), re.M)
+    return match[1].strip("'\"").rstrip("/") if match else ""
+
+
+def without_number(path: Path) -> str:
+    "Quarto names the page of 02_lrn.ipynb after its module, lrn.html; here it is 02_lrn.html."
+    return re.sub(r"^\d+[a-z]?_", "", path.name)
+
+
+def target_of(link: str, page: Path, site: Path, public: str) -> tuple[Path, str] | None:
+    "The file and the place within it that a link on a page leads to; None if it leads away from the site."
+    if public and (link == public or link.startswith(f"{public}/")):
+        url = urlsplit(link.removeprefix(public).lstrip("/"))
+        target = (site / unquote(url.path)).resolve()
+    else:
+        url = urlsplit(link)
+        if url.scheme or url.netloc: return None
+        target = (page.parent / unquote(url.path)).resolve() if url.path else page
+    if target.is_dir(): target = target / "index.html"
+    if not target.exists() and target.parent.is_dir():
+        pages = sorted(target.parent.glob("*.html"))
+        target = next((page for page in pages if without_number(page) == target.name), target)
+    return target, unquote(url.fragment)
+
+
+def problems(site: Path, public: str = "") -> list[str]:
+    "What is wrong with a rendered site; pages are named by their path below it."
+    site = site.resolve()
+    pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():
-        if os.environ["PATH"] in html.unescape(path.read_text(encoding="utf-8")): found.append(f"{path.name}: shows this machine's environment, perhaps as the default of an argument")
-        if (size := path.stat().st_size) > LIMIT: found.append(f"{path.name}: {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f}")
-        found += [f"{path.name}: a picture without alt text: {src}" for src in page.bare]
+        name, size = path.relative_to(site).as_posix(), path.stat().st_size
+        if os.environ["PATH"] in html.unescape(path.read_text(encoding="utf-8")):
+            found.append(f"{name}: shows this machine's environment, perhaps as the default of an argument")
+        if size > LIMIT: found.append(f"{name}: {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f}")
+        found += [f"{name}: a picture without alt text: {src}" for src in page.bare]
         for link in page.links:
-            url = urlsplit(link)
-            if url.scheme or url.netloc: continue
-            target = (path.parent / unquote(url.path)).resolve() if url.path else path
-            target = target / "index.html" if target.is_dir() else target
-            if not target.exists(): found.append(f"{path.name}: broken link {link}")
-            elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids: found.append(f"{path.name}: no such place {link}")
+            if (aim := target_of(link, path, site, public)) is None: continue
+            target, place = aim
+            if not target.exists(): found.append(f"{name}: broken link {link}")
+            elif place and target in pages and place not in pages[target].ids:
+                found.append(f"{name}: no such place {link}")
     return found
 
 
 def notebook_problems(folder: Path) -> list[str]:
     "Notebooks without title and summary, and stored errors."
     found = []
-    for path in sorted(folder.glob("*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        title = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-        if not re.fullmatch(r"# [^\n]+\n\n> [^\n]+\s*", title): found.append(f"{path.name}: the title cell is not a title and one quoted line")
-        found += [f"{path.name}: a stored error" for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
+    for path in all_notebooks(folder):
+        name, cells = name_of(path, folder), read_cells(path)
+        title = next(c["source"] for c in cells if c["cell_type"] == "markdown")
+        if not re.fullmatch(r"# [^\n]+\n\n> [^\n]+\s*", title):
+            found.append(f"{name}: the title cell is not a title and one quoted line")
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        found += [f"{name}: a stored error" for output in outputs if output["output_type"] == "error"]
     return found
+
+
+def reading_order() -> list[str]:
+    "The notebooks as the sidebar of _quarto.yml lists them, from first to last."
+    text = (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    sidebar = re.split(r"^\S", re.split(r"^  sidebar:", text, flags=re.M)[1], maxsplit=1, flags=re.M)[0]
+    return re.findall(r"^ *(?:- )?(?:href: *)?([\w/-]+)\.ipynb *$", sidebar, re.M)
+
+
+def missing_pages(site: Path) -> list[str]:
+    "Notebooks without a page, or not named exactly once in the sidebar; sidebar entries without a notebook."
+    names, order = [name_of(path) for path in all_notebooks()], reading_order()
+    found = [f"{name}: no page was made" for name in names if not (site / f"{name}.html").exists()]
+    found += [f"{name}: {order.count(name)} times in the sidebar" for name in names if order.count(name) != 1]
+    return found + [f"{name}: in the sidebar, and no such notebook" for name in sorted({*order} - {*names})]
 
 
 def build() -> Path:
@@ -71,7 +119,9 @@ def build() -> Path:
 
 if __name__ == "__main__":
     site = build()
-    found = problems(site) + notebook_problems(ROOT / "nbs")
+    found = problems(site, public_address()) + notebook_problems(NBS) + missing_pages(site)
     for line in found: print(line)
-    print(f"{len(list(site.rglob('*.html')))} pages in {site.relative_to(ROOT)}, {len(found)} problems")
+    pages = len(list(site.rglob("*.html")))
+    where = f"{pages} pages of {len(all_notebooks())} notebooks in {site.relative_to(ROOT)}"
+    print(f"{where}, {len(found)} problems")
     sys.exit(1 if found else 0)

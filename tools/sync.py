@@ -11,8 +11,20 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ADDRESSED = ["nbs/*.ipynb", "_quarto.yml", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", ".github/workflows/*.y*ml"]
+from notebooks import ROOT, all_notebooks
+
+# Files that hold addresses; of the first, those that tools/notebooks.py lists.
+ADDRESSED = ["nbs/**/*.ipynb", "_quarto.yml", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md",
+             "CITATION.cff", ".github/workflows/*.y*ml"]
+COLAB = r"colab\.research\.google\.com/github"
+BADGE = re.compile(rf"(colab-badge\.svg\)\]\(https://{COLAB}/[^/]+/[^/]+/blob/[^/]+/)[^)]*")
+
+
+def addressed() -> list[Path]:
+    "The files that hold addresses, sorted, without copies and built pages."
+    listed = {*all_notebooks()}
+    found = {path for pattern in ADDRESSED for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if path.suffix != ".ipynb" or path in listed)
 
 
 def settings() -> dict:
@@ -25,10 +37,16 @@ def settings() -> dict:
 def address(text: str, cfg: dict) -> str:
     "The text with every address of the repository and its site as settings.ini has it."
     user, repo, branch = cfg["user"], cfg["repo"], cfg["branch"]
-    text = re.sub(rf"(colab\.research\.google\.com/github)/[\w.-]+/{repo}/blob/[\w.-]+/", rf"\1/{user}/{repo}/blob/{branch}/", text)
+    text = re.sub(rf"({COLAB})/[\w.-]+/{repo}/blob/[\w.-]+/", rf"\1/{user}/{repo}/blob/{branch}/", text)
     text = re.sub(rf"github\.com/[\w.-]+/{repo}\b", f"github.com/{user}/{repo}", text)
     text = re.sub(rf"[\w-]+\.github\.io/{repo}\b", f"{user}.github.io/{repo}", text)
     return re.sub(r"(repo-branch:) \S+", rf"\1 {branch}", text)
+
+
+def badge(text: str, path: Path) -> str:
+    "A notebook's text with its badge leading to itself, whichever folder it lies in."
+    if path.suffix != ".ipynb": return text
+    return BADGE.sub(rf"\g<1>{path.relative_to(ROOT).as_posix()}", text)
 
 
 def shown(cell: dict) -> tuple[str, list[str]]:
@@ -61,7 +79,8 @@ def readme() -> tuple[str, dict[str, bytes]]:
         if cell["cell_type"] == "markdown": parts.append(text)
         elif "hide" not in directives:
             if "echo: false" not in directives and text: parts.append(f"```python\n{text}\n```")
-            alt = next((d.removeprefix("fig-alt:").strip(' "') for d in directives if d.startswith("fig-alt:")), "")
+            alts = (d.removeprefix("fig-alt:").strip(' "') for d in directives if d.startswith("fig-alt:"))
+            alt = next(alts, "")
             parts += outputs(cell, images, alt)
     text = "\n\n".join(parts)
     text = re.sub(r"\]\((?!https?:|#|nbs/)([\w./-]+\.(?:ipynb|png|svg))", r"](nbs/\1", text)
@@ -70,7 +89,8 @@ def readme() -> tuple[str, dict[str, bytes]]:
 
 def main() -> int:
     "Write, or check."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--check", action="store_true")
     check, cfg, wrong = parser.parse_args().check, settings(), []
 
@@ -79,8 +99,7 @@ def main() -> int:
         wrong.append(str(path.relative_to(ROOT)))
         if not check: path.write_bytes(new)
 
-    for path in sorted(p for pattern in ADDRESSED for p in ROOT.glob(pattern)):
-        put(path, address(path.read_text(encoding="utf-8"), cfg).encode())
+    for path in addressed(): put(path, badge(address(path.read_text(encoding="utf-8"), cfg), path).encode())
     text, images = readme()
     put(ROOT / "README.md", address(text, cfg).encode())
     for name, data in images.items(): put(ROOT / name, data)

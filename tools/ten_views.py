@@ -1,6 +1,7 @@
 """One view against the paper's ten, on test images: python tools/ten_views.py CKPT DATA_DIR [N]
 
-Writes nbs/results/ten_views.json. DATA_DIR holds CIFAR-10 as train/ and test/ folders or as batches; N images (1,000), classes in equal parts.
+Writes nbs/results/ten_views.json. DATA_DIR holds CIFAR-10 as train/ and test/ folders or as batches; N images
+(1,000), classes in equal parts.
 """
 import datetime
 import json
@@ -34,8 +35,10 @@ def main(checkpoint: str, data_dir: str, n: str = "1000") -> None:
         for views in right:
             mean = probabilities(classifier, prepare_views(test[i], classifier.recipe, views)).mean(0)
             right[views] += int(mean.argmax()) == test.labels[i]
-    result = dict(accuracy_one_view=float(right[1] / len(chosen)), accuracy_ten_views=float(right[10] / len(chosen)), images=len(chosen), epochs=read_checkpoint(checkpoint).get("epoch"),
-                  seconds=round(time.monotonic() - began, 1), device=describe_device(classifier.device), versions=versions(),
+    one_view, ten_views = (float(right[views] / len(chosen)) for views in (1, 10))
+    result = dict(accuracy_one_view=one_view, accuracy_ten_views=ten_views, images=len(chosen),
+                  epochs=read_checkpoint(checkpoint).get("epoch"), seconds=round(time.monotonic() - began, 1),
+                  device=describe_device(classifier.device), versions=versions(),
                   date=datetime.date.today().isoformat())
     (ROOT / "nbs/results/ten_views.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(result)

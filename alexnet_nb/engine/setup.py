@@ -223,4 +223,8 @@ def resume_config(checkpoint: dict, given: dict) -> Config:
             raise InputError(f"{name} is {value!r}, but the checkpoint was trained with {known[key]!r}; "
                              "leave it out or start anew")
         elif value != known[key]: print(f"{name} stays {known[key]!r}, as the checkpoint has it")
+    epochs, trained = taken.get("training", {}).get("num_epochs"), stored.get("training", {})
+    if trained.get("schedule") == "cosine" and epochs not in (None, trained["num_epochs"]):
+        raise InputError(f"training.num_epochs is {epochs}, but the cosine schedule falls to nothing after "
+                         f"{trained['num_epochs']}; leave it out or start anew")
     return make_config(merge(stored, taken))
