@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
         "(default, quick, short, paper)")
     add("--resume", "CKPT", "go on from this checkpoint")
     add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
-    add("--minutes", "N", "stop after so many minutes, saved, to be resumed", type=_minutes, default=math.inf)
+    add("--minutes", "MINUTES", "stop after so many minutes, saved, to be resumed", type=_minutes,
+        default=math.inf)
     add("--results", "FILE", "also write what came of it to this JSON file")
     return parser
 
