@@ -112,7 +112,7 @@ class Log(_LogFiles):
 class NoLog:
     "The log of a process that does not write: the leader does."
     def _nothing(self, *args, **values) -> None: pass
-    write = scalars = flush = close = _nothing
+    retrying = write = scalars = flush = close = _nothing
 
 # %% ../../nbs/engine/logs.ipynb #3a755a77
 def read_log(folder: str | Path, kind: str = "steps") -> list[dict]:
@@ -120,7 +120,7 @@ def read_log(folder: str | Path, kind: str = "steps") -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / f"{kind}.jsonl").read_text().splitlines()]
 
 # %% ../../nbs/engine/logs.ipynb #fcbeb27a
-def _prediction_figure(images: Images, classes: tuple[str, ...], result: Evaluation, n: int = 12) -> "Figure":
+def _prediction_figure(images: Images, classes: tuple[str, ...], result: Evaluation, n: int = 12):
     "A matplotlib figure of some validation images with what was said of them and, where wrong, the truth."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 4), layout="constrained")
@@ -147,10 +147,10 @@ def write_panels(board: dict, model: nn.Module, step: int, result: Evaluation, i
     board["val"].add_figure("confusion", matrix_figure(confusion_matrix(result), classes), step)
 
 # %% ../../nbs/engine/logs.ipynb #d6bd79c6
-def write_hparams(board: "SummaryWriter", config: dict, metrics: dict[str, float], step: int) -> None:
-    "Hyperparameters and final metrics, in the run's own folder."
+def write_hparams(board, config: dict, metrics: dict[str, float], step: int) -> None:
+    "Hyperparameters and final metrics, by one of `Log.board`'s writers, in the run's own folder."
     from torch.utils.tensorboard.summary import hparams
-    plain = lambda value: value if isinstance(value, (int, float, str, bool)) else str(value)
+    def plain(value): return value if isinstance(value, (int, float, str, bool)) else str(value)
     parts = {part: config[part].items() for part in ("model", "training", "data")}
     flat = {f"{part}.{key}": plain(value) for part, items in parts.items() for key, value in items}
     for summary in hparams(flat, metrics): board.file_writer.add_summary(summary)

@@ -148,9 +148,8 @@ def _note_epoch(run: Run, log: Log | NoLog, epoch: Epoch) -> None:
               accuracy=accuracy, val_loss=val["loss"], val_accuracy=val["accuracy"], learning_rate=epoch.rate)
     log.scalars("train", p.step, epoch_loss=loss, epoch_accuracy=accuracy)
     log.scalars("val", p.step, **val, epoch_loss=val["loss"], epoch_accuracy=val["accuracy"])
-    if leader():
-        panels = run.model, p.step, epoch.validation, run.images[0], run.classes
-        log.retrying(lambda: write_panels(log.board, *panels))
+    panels = run.model, p.step, epoch.validation, run.images[0], run.classes
+    log.retrying(lambda: write_panels(log.board, *panels))
     tqdm.write(f"epoch {epoch.number} of {run.options.epochs}: loss {loss:.3f}, accuracy {accuracy:.1%}; "
                f"validation loss {val['loss']:.3f}, accuracy {val['accuracy']:.1%}", file=sys.stdout)
     if leader(): warn_if_stuck(loss, run.options.num_classes)
@@ -460,8 +459,7 @@ class Result:
 def train_to_the_end(options: Options, make: Callable[[], Run], minutes: float = math.inf,
                      max_steps: float = math.inf, show_bar: bool = True) -> Result:
     "Make a run and train it, unless told to stop. Raises `InputError` before work begins, `RunError` after."
-    began = time.monotonic()
-    flag = StopFlag(began + 60 * minutes)
+    flag = StopFlag((began := time.monotonic()) + 60 * minutes)
     with stop_on_signals(flag):
         run, log = open_run(options, make)
         try:
