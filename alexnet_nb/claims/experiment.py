@@ -36,7 +36,7 @@ from ..base.results import versions
 from .plans import EXPERIMENTS, Experiment, choose, find_trial, full_length, is_done
 from .plans import new_trial, next_trial, plan, rates_by_epoch, reason_to_stop, settings
 from .small_nets import build_net, chances, mean_image, net_optimizer, net_table, train_epoch
-from .small_nets import view_probabilities
+from .small_nets import set_rate, view_probabilities
 from ..engine.checkpoint import group_state, read_checkpoint
 from ..engine.command import run_command
 from ..engine.config import Config, make_config
@@ -48,7 +48,7 @@ from ..engine.setup import options_of, start
 from ..engine.signals import StopFlag, Stopped, stop_on_signals
 from ..inference import cut_views, views_recipe
 from ..model import layer_table
-from ..train import Diverged, evaluate, set_rate
+from ..train import Diverged, evaluate
 
 # %% ../../nbs/claims/experiment.ipynb #f97f1ab3
 ORDER = 2012  # seeds the one order in which all pictures are kept
@@ -135,8 +135,7 @@ def convnet_epoch(lab: Lab, s: dict, net, optimizer, seed: int, epoch: int) -> d
         lab.flag.check()
         here = slice((batch - 1) * n // 5, batch * n // 5)
         loss, error = train_epoch(net, optimizer, pictures.pixels[here], pictures.labels[here], lab.mean,
-                                  s["side"],
-                                  None if luck is None else luck[here], s["batch_size"])
+                                  s["side"], None if luck is None else luck[here], s["batch_size"])
         if not math.isfinite(loss): raise Diverged(f"the loss is {loss} in epoch {epoch + 1}")
         sums += np.array([loss, error, 1]) * (here.stop - here.start)
     loss, error = (sums[:2] / sums[2]).tolist()
@@ -416,7 +415,8 @@ def _parser() -> argparse.ArgumentParser:
 def default_file(name: str, scale: str) -> Path:
     "Where results go unless told: beside the notebooks in a clone, but never those of drawings."
     if scale == "tiny": return Path("alexnet_data_out/experiments") / f"{name}-tiny.json"
-    return (Path("nbs/results") if Path("nbs/results").is_dir() else Path("alexnet_data_out/experiments")) / f"{name}.json"
+    folder = Path("nbs/results") if Path("nbs/results").is_dir() else Path("alexnet_data_out/experiments")
+    return folder / f"{name}.json"
 
 # %% ../../nbs/claims/experiment.ipynb #b1d6940d
 def _command(args: argparse.Namespace) -> str:
@@ -431,9 +431,10 @@ def _experiment(args: argparse.Namespace) -> int:
     began, experiment = time.monotonic(), EXPERIMENTS[args.name][args.scale]
     if not args.minutes > 0: raise InputError(f"--minutes {args.minutes:g}: give a number above 0")
     if min(args.seeds or [0]) < 0: raise InputError(f"--seeds {min(args.seeds)}: a seed is 0 or more")
-    root, seeds = None if args.scale == "tiny" else Path(args.data), list(dict.fromkeys(args.seeds or [])) or None
-    file, folder = Path(args.results or default_file(args.name,
-                                                     args.scale)), Path(args.output) / f"{args.name}-{args.scale}"
+    root = None if args.scale == "tiny" else Path(args.data)
+    seeds = list(dict.fromkeys(args.seeds or [])) or None
+    file = Path(args.results or default_file(args.name, args.scale))
+    folder = Path(args.output) / f"{args.name}-{args.scale}"
     print(f"results: {file}; states of unfinished trials: {folder}")
     if args.list:
         known = same_identity(file, identity(args.name, args.scale)) or {"trials": []}

@@ -145,7 +145,8 @@ def _check_towers(state: dict) -> None:
     "`ValueError` if these are not the weights of an `AlexNet` with two towers in one piece."
     try: maps, deep = len(state["features.0.weight"]), state["features.4.weight"].shape[1]
     except KeyError as e:
-        raise ValueError(f"these are not the weights of an AlexNet in one piece: {e.args[0]} is missing") from None
+        raise ValueError(f"these are not the weights of an AlexNet in one piece: "
+                         f"{e.args[0]} is missing") from None
     if deep * 2 != maps:
         raise ValueError(f"the network has one tower (a kernel of conv2 spans {deep} of {maps} maps); build "
                          "it with towers=2")
