@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_NAMES', 'Message', 'Wire', 'Tower', 'mixing_layers', 'TwoTowers', 'split_state', 'join_state', 'LayerTraffic',
-           'layer_traffic', 'data_parallel_bytes', 'model_parallel_bytes', 'ring_seconds']
+           'layer_traffic', 'data_parallel_bytes', 'model_parallel_bytes', 'ring_seconds', 'tower_gap']
 
 # %% ../../nbs/claims/two_towers.ipynb #801dac35
 import copy
@@ -220,3 +220,14 @@ def ring_seconds(nbytes: float,          # of a row: 4 a parameter in float32
                 ) -> float:
     "How long an all-reduce in a ring takes, if nothing else is going on."
     return 2 * (devices - 1) / devices * nbytes / bandwidth + 2 * (devices - 1) * latency
+
+# %% ../../nbs/claims/two_towers.ipynb #9d5d1da8
+def tower_gap(values: Tensor,       # (K,), the first tower's first
+              shuffles: int = 10_000,
+              seed: int = 0
+             ) -> tuple[float, float]:
+    "How far the means of the two halves lie apart, and the share of random halvings that differ as much."
+    half, generator = len(values) // 2, torch.Generator().manual_seed(seed)
+    gap = lambda v: (v[..., :half].mean(-1) - v[..., half:].mean(-1)).abs()
+    order = torch.rand(shuffles, len(values), generator=generator).argsort(1)
+    return gap(values).item(), (gap(values[order]) >= gap(values) - 1e-9).float().mean().item()

@@ -322,3 +322,11 @@ def test_ring_seconds():
     assert ring_seconds(240e6, 1, 1e9, 1.0) == 0
     assert ring_seconds(240e6, 2, 1e9) == pytest.approx(0.24) and ring_seconds(240e6, 8, 1e9, 1e-3) == pytest.approx(0.42 + 0.014)
     assert ring_seconds(240e6, 10**6, 1e9) < 0.48
+
+
+def test_the_gap_between_towers_against_chance():
+    apart = torch.cat([torch.zeros(48), torch.ones(48)])
+    assert tower_gap(apart)[0] == 1 and tower_gap(apart)[1] < 0.001
+    assert tower_gap(torch.arange(96) % 2 * 1.0) == (0, 1)
+    chances = [tower_gap(torch.rand(20, generator=torch.Generator().manual_seed(s)), 200)[1] for s in range(100)]
+    assert 0.4 < sum(chances) / 100 < 0.6  # of what is alike, any chance is as likely as another
