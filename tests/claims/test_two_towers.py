@@ -20,6 +20,7 @@ from alexnet_nb.claims.two_towers import (
     model_parallel_bytes,
     ring_seconds,
     split_state,
+    tower_gap,
 )
 from alexnet_nb.engine.checkpoint import build_model, read_checkpoint
 from alexnet_nb.engine.files import save_checkpoint
