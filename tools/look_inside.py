@@ -25,7 +25,8 @@ from alexnet_nb.data import split
 from alexnet_nb.claims.experiment import data_name
 from alexnet_nb.inference import load_classifier
 from alexnet_nb.base.pictures import Pictures
-from alexnet_nb.inspection import first_kernels, kernels_report, look_inside, pixel_batches
+from alexnet_nb.engine.inside import first_kernels, kernels_report, look_inside
+from alexnet_nb.inspection import pixel_batches
 from alexnet_nb.base.results import versions
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def download(url: str,          # where from
              digest: str,       # the MD5 that it must have
              timeout: float = 30 # seconds without a byte before giving up
             ) -> None:
-    "Fetch a file with progress. Raises `OSError` if it does not come or is another file; leaves nothing half done."
+    """Fetch a file with progress. Raises `OSError` if it does not come or is another file; leaves nothing
+    half done."""
     part = path.with_name(path.name + ".part")
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer, open(part, "wb") as out:
@@ -69,7 +71,9 @@ def fetch_cifar10(root: str | Path,           # the archive goes here
     "Download the archive, 170 MB, from the first source that gives the right one."
     path = Path(root) / CIFAR10_ARCHIVE
     try: path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"{path.parent}: cannot be made ({e.strerror}); choose another data.data_dir") from None
+    except OSError as e:
+        raise InputError(f"{path.parent}: cannot be made ({e.strerror}); "
+                         "choose another data.data_dir") from None
     tried = []
     for url in sources:
         try:
@@ -78,7 +82,8 @@ def fetch_cifar10(root: str | Path,           # the archive goes here
         except (OSError, ValueError, http.client.HTTPException) as e:
             if getattr(e, "errno", None) == errno.ENOSPC: raise
             tried.append(f"{url.split('/')[2] or 'file'}: {e}")
-    raise InputError(f"CIFAR-10 could not be downloaded ({'; '.join(tried)}); put {CIFAR10_ARCHIVE} into {path.parent} by hand")
+    raise InputError(f"CIFAR-10 could not be downloaded ({'; '.join(tried)}); put {CIFAR10_ARCHIVE} into "
+                     f"{path.parent} by hand")
 
 # %% ../../nbs/base/cifar10.ipynb #154d1480
 class _Bounded:
@@ -93,19 +98,25 @@ class _Bounded:
 
 
 def _unpack(archive: Path, root: Path) -> None:
-    "CIFAR-10's eight files out of the archive: all of them or, if anything else is in it, none. Raises `InputError`."
+    """CIFAR-10's eight files out of the archive: all of them or, if anything else is in it, none. Raises
+    `InputError`."""
     try:
-        with tempfile.TemporaryDirectory(dir=root, prefix=".unpacked-") as new, gzip.open(archive) as packed, tarfile.open(fileobj=_Bounded(packed, CIFAR10_MOST), mode="r|") as tar:
+        with (tempfile.TemporaryDirectory(dir=root, prefix=".unpacked-") as new, gzip.open(archive) as packed,
+              tarfile.open(fileobj=_Bounded(packed, CIFAR10_MOST), mode="r|") as tar):
             (batches := Path(new) / CIFAR10_FOLDER).mkdir()
             for member in tar:
                 folder, _, name = member.name.partition("/")
                 if member.isdir() and member.name == CIFAR10_FOLDER: continue
-                if not member.isreg() or member.issparse() or folder != CIFAR10_FOLDER or name not in CIFAR10_FILES: raise tarfile.ReadError(f"holds {member.name!r}")
+                known = folder == CIFAR10_FOLDER and name in CIFAR10_FILES
+                if not (known and member.isreg()) or member.issparse():
+                    raise tarfile.ReadError(f"holds {member.name!r}")
                 with open(batches / name, "xb") as out: shutil.copyfileobj(tar.extractfile(member), out)
             os.replace(batches, root / CIFAR10_FOLDER)
     except Exception as e:
-        if isinstance(e, OSError) and e.errno not in (None, errno.EEXIST, errno.ENOTDIR): raise   # the disk's doing, not the archive's
-        raise InputError(f"{archive}: cannot be unpacked ({one_line(str(e)[:200])}); replace it or move it away") from None
+        # the disk's doing, not the archive's
+        if isinstance(e, OSError) and e.errno not in (None, errno.EEXIST, errno.ENOTDIR): raise
+        raise InputError(f"{archive}: cannot be unpacked ({one_line(str(e)[:200])}); replace it or move it "
+                         "away") from None
 
 # %% ../../nbs/base/cifar10.ipynb #7bdeae5d
 def find_cifar10(root: str | Path,       # where the data is or goes
@@ -118,11 +129,13 @@ def find_cifar10(root: str | Path,       # where the data is or goes
     archive = root / CIFAR10_ARCHIVE
     if not archive.exists():
         if not may_download:
-            raise InputError(f"{root}: holds neither CIFAR-10's batches, nor {CIFAR10_ARCHIVE}, nor train/ and test/ folders; "
+            raise InputError(f"{root}: holds neither CIFAR-10's batches, nor {CIFAR10_ARCHIVE}, nor train/ "
+                             "and test/ folders; "
                              "put one there or set data.download to true")
         fetch_cifar10(root, sources)
     elif not archive.is_file() or archive.stat().st_size > CIFAR10_MOST or md5(archive) != CIFAR10_MD5:
-        raise InputError(f"{archive}: is not CIFAR-10's archive (its MD5 is not {CIFAR10_MD5}); replace it or move it away")
+        raise InputError(f"{archive}: is not CIFAR-10's archive (its MD5 is not {CIFAR10_MD5}); replace it "
+                         "or move it away")
     _unpack(archive, root)
 
 # %% ../../nbs/base/cifar10.ipynb #4de98d2e
@@ -131,14 +144,18 @@ def read_cifar10(root: str | Path,          # holds the batches, the archive, or
                  may_download: bool = True,
                  train_dir: str = "train"   # the training folder's name, where images are files
                 ) -> Images:
-    "CIFAR-10 from class folders if `root` has them, else from the batches. Raises `InputError` if it is not there or damaged."
+    """CIFAR-10 from class folders if `root` has them, else from the batches. Raises `InputError` if it is not
+    there or damaged."""
     folder = Path(root) / (train_dir if train else "test")
     if folder.is_dir() or (Path(root) / train_dir).is_dir(): return read_folder(folder, CLASSES)
     find_cifar10(root, may_download)
     from torchvision.datasets import CIFAR10   # here, because it takes seconds to import
     try:
-        if any(p.stat().st_size > CIFAR10_MOST for p in (Path(root) / CIFAR10_FOLDER).iterdir()): raise OSError("too large")
-        data = CIFAR10(root, train=train)      # it unpickles, which can run code, so it first compares each batch with the MD5 that it knows
+        if any(p.stat().st_size > CIFAR10_MOST for p in (Path(root) / CIFAR10_FOLDER).iterdir()):
+            raise OSError("too large")
+        # it unpickles, which can run code, so it first compares each batch with the MD5 that it knows
+        data = CIFAR10(root, train=train)
     except (RuntimeError, OSError):
-        raise InputError(f"{Path(root) / CIFAR10_FOLDER}: a batch is missing or damaged; remove the folder to unpack it again") from None
+        raise InputError(f"{Path(root) / CIFAR10_FOLDER}: a batch is missing or damaged; remove the folder "
+                         "to unpack it again") from None
     return Images(data.data, np.array(data.targets))

@@ -10,7 +10,8 @@ import reprlib
 
 # %% ../../nbs/base/errors.ipynb #f5f56184
 class InputError(ValueError):
-    "What the user gave is wrong. Its text is one line that names the thing and the cure; commands exit with 2."
+    """What the user gave is wrong. Its text is one line that names the thing and the cure; commands exit with
+    2."""
 
 
 class RunError(RuntimeError):
@@ -24,7 +25,8 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 3, 200, 200, 60
 def brief(value) -> str:
     "How Python writes a value, cut short where that is long; never fails."
     try: text = one_line(_REPR.repr(value))
-    except Exception: return f"a {type(value).__name__} that cannot be written out"  # a whole number of 5,000 digits
+    # a whole number of 5,000 digits
+    except Exception: return f"a {type(value).__name__} that cannot be written out"
     return text if len(text) <= 300 else text[:300] + "..."
 
 
@@ -35,4 +37,6 @@ def one_line(text: str) -> str:
 # %% ../../nbs/base/errors.ipynb #f2cd60df
 def out_of_memory(e: Exception) -> bool:
     "Whether an error says that memory ran out; torch has several ways to put it."
-    return isinstance(e, MemoryError) or any(words in str(e) for words in ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory"))
+    return isinstance(e, MemoryError) or any(words in str(e)
+                                             for words in ("out of memory", "not enough memory",
+                                                           "can't allocate memory", "Cannot allocate memory"))

@@ -46,21 +46,26 @@ def to_rgb(image: Image.Image # any mode Pillow reads
           ) -> Image.Image:
     "The first frame, upright, as 8-bit RGB: transparency goes on white, 16-bit values are scaled."
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9): image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        image = ImageOps.exif_transpose(image)
     deep = image.mode.startswith("I;16") or (image.mode in ("I", "F") and image.getextrema()[1] > 255)
-    rows = max(1, 2**22 // max(1, image.width))   # a large picture strip by strip: what lies between needs up to eight times its memory
+    # a large picture strip by strip: what lies between needs up to eight times its memory
+    rows = max(1, 2**22 // max(1, image.width))
     if rows >= image.height: return _part_to_rgb(image, deep)
     out = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
-        out.paste(_part_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))), deep), (0, top))
+        out.paste(_part_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))), deep),
+                  (0, top))
     return out
 
 # %% ../../nbs/base/pictures.ipynb #b0e7c3d1
-_OTHER_PROGRAMS = {"EPS", "WMF", "IPTC"}   # formats read by running something else, or that may hold one of those
+# formats read by running something else, or that may hold one of those
+_OTHER_PROGRAMS = {"EPS", "WMF", "IPTC"}
 
 
 class _Quiet:
-    "Pillow's remarks go unheard while any thread is inside; `warnings.catch_warnings` by itself is not made for threads."
+    """Pillow's remarks go unheard while any thread is inside; `warnings.catch_warnings` by itself is not made
+    for threads."""
     def __init__(self): self.lock, self.inside, self.filters = threading.Lock(), 0, warnings.catch_warnings()
 
     def __enter__(self) -> None:
@@ -78,13 +83,16 @@ class _Quiet:
 
 # %% ../../nbs/base/pictures.ipynb #ffc424b8
 def _give_back() -> None:
-    "Freed memory goes back to the system. Every thread keeps its own otherwise, and after a few huge pictures that is gigabytes."
+    """Freed memory goes back to the system. Every thread keeps its own otherwise, and after a few huge
+    pictures that is gigabytes."""
     with suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Space:
-    "Lets threads work on pictures together while these have no more than `most` pixels in all; a larger one waits until it is alone."
-    def __init__(self, most: int = 2**26): self.most, self.taken, self.changed = most, 0, threading.Condition()
+    """Lets threads work on pictures together while these have no more than `most` pixels in all; a larger one
+    waits until it is alone."""
+    def __init__(self, most: int = 2**26):
+        self.most, self.taken, self.changed = most, 0, threading.Condition()
 
     @contextmanager
     def take(self, pixels: int) -> Iterator[None]:
@@ -100,24 +108,32 @@ class _Space:
 
 
 _QUIET, _SPACE = _Quiet(), _Space()
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lambda: (_QUIET.__init__(), _SPACE.__init__()))   # a new process has no other threads
+# a new process has no other threads
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: (_QUIET.__init__(), _SPACE.__init__()))
 
 # %% ../../nbs/base/pictures.ipynb #6b747a1f
 def _check_size(path: str | Path, image: Image.Image) -> None:
     "Raise `InputError` for a picture without pixels, or one that would take too much memory."
     (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS or math.inf
-    if width * height > limit: raise InputError(f"{path}: {width} x {height} pixels is over the limit of {limit:,}; shrink it first")
-    if min(width, height) < 1: raise InputError(f"{path}: has no pixels ({width} x {height}); fetch it again or take it away")
+    if width * height > limit:
+        raise InputError(f"{path}: {width} x {height} pixels is over the limit of {limit:,}; shrink it first")
+    if min(width, height) < 1:
+        raise InputError(f"{path}: has no pixels ({width} x {height}); fetch it again or take it away")
     if max(width, height) > 100 * min(width, height):
-        raise InputError(f"{path}: {width} x {height} pixels, one side over 100 times the other; cut a part out first")
+        raise InputError(f"{path}: {width} x {height} pixels, one side over 100 times the other; cut a part "
+                         "out first")
 
 
 def _check_passes(path: str | Path, image: Image.Image) -> None:
     "Raise `InputError` for a JPEG that goes over its pixels more often than any camera or program asks for."
     if image.format not in ("JPEG", "MPO", "BLP") or image.width * image.height < 2**18: return
-    with open(path, "rb") as f: passes = sum(block.count(b"\xff\xda") for block in iter(lambda: f.read(2**20), b""))   # with these two bytes a pass begins
+    # with these two bytes a pass begins
+    with open(path, "rb") as f:
+        passes = sum(block.count(b"\xff\xda") for block in iter(lambda: f.read(2**20), b""))
     if passes * image.width * image.height > 2**31:
-        raise InputError(f"{path}: a JPEG in {passes} passes over {image.width} x {image.height} pixels; save it again")
+        raise InputError(f"{path}: a JPEG in {passes} passes over {image.width} x {image.height} pixels; "
+                         "save it again")
 
 # %% ../../nbs/base/pictures.ipynb #246400be
 @contextmanager
@@ -125,11 +141,14 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     "A picture of which only the header has been read, and found good."
     about = os.stat(path)
     if stat.S_ISDIR(about.st_mode): raise InputError(f"{path}: is a folder, not an image; use --image-dir")
-    if not stat.S_ISREG(about.st_mode): raise InputError(f"{path}: is a pipe, a socket or a device, not a file; save the image first")
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{path}: is a pipe, a socket or a device, not a file; save the image first")
     if about.st_size == 0: raise InputError(f"{path}: is empty (0 bytes); fetch it again or take it away")
-    if about.st_size > 2**29: raise InputError(f"{path}: {about.st_size:,} bytes are too many for a picture; shrink it first")
+    if about.st_size > 2**29:
+        raise InputError(f"{path}: {about.st_size:,} bytes are too many for a picture; shrink it first")
     Image.init()
-    with _QUIET, Image.open(path, formats=[form for form in Image.ID if form not in _OTHER_PROGRAMS]) as image:
+    with _QUIET, Image.open(path, formats=[form for form in Image.ID
+                                           if form not in _OTHER_PROGRAMS]) as image:
         _check_size(path, image)
         _check_passes(path, image)
         yield image
@@ -138,26 +157,32 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 def _in_words(path: str | Path, error: Exception) -> InputError:
     "What is wrong with a file, in one line."
     again = "fetch it again or take it away"
-    for kind, words in ((FileNotFoundError, "no such file; check the path"), (PermissionError, "may not be read; change its permissions"),
+    for kind, words in ((FileNotFoundError, "no such file; check the path"),
+                        (PermissionError, "may not be read; change its permissions"),
                         (MemoryError, "there is not enough memory for it; shrink it first"),
                         (Image.DecompressionBombError, "has too many pixels to be safe; shrink it first"),
-                        (UnidentifiedImageError, "not an image in a format that Pillow reads; save it as JPEG or PNG")):
+                        (UnidentifiedImageError,
+                         "not an image in a format that Pillow reads; save it as JPEG or PNG")):
         if isinstance(error, kind): return InputError(f"{path}: {words}")
-    if isinstance(error, OSError) and error.errno: return InputError(f"{path}: cannot be read ({error.strerror}); check the path")
-    return error if isinstance(error, InputError) else InputError(f"{path}: damaged image ({one_line(str(error)[:200])}); {again}")
+    if isinstance(error, OSError) and error.errno:
+        return InputError(f"{path}: cannot be read ({error.strerror}); check the path")
+    return (error if isinstance(error, InputError)
+            else InputError(f"{path}: damaged image ({one_line(str(error)[:200])}); {again}"))
 
 # %% ../../nbs/base/pictures.ipynb #0e2b1e82
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # some of its decoders log to stderr before they raise
+# some of its decoders log to stderr before they raise
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def open_rgb(path: str | Path,                   # an image file
-             use: Callable = lambda image: image # what to make of it before a thread may open another one, if it is large
+             use: Callable = lambda image: image # what to make of it before another large one may be opened
             ) -> Image.Image:
     "An image file as upright 8-bit RGB. Raises `InputError` that names the file and what is wrong with it."
     with ExitStack() as stack:
         try:
             with _opened(path) as image:
-                if image.width * image.height > 2**20: stack.enter_context(_SPACE.take(image.width * image.height))
+                if image.width * image.height > 2**20:
+                    stack.enter_context(_SPACE.take(image.width * image.height))
                 image.load()
                 _check_size(path, image)   # an icon can hold another size than it claims
                 image = to_rgb(image)
@@ -169,7 +194,8 @@ def image_files(folder: str | Path # searched at its top level only
                ) -> list[Path]:
     "The files of a folder whose suffix names an image format, in any case, sorted by name."
     suffixes = Image.registered_extensions()
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes
+                  and not p.name.startswith("."))
 
 # %% ../../nbs/base/pictures.ipynb #eacb9db6
 @dataclass(frozen=True)
@@ -191,28 +217,35 @@ class Images:
 
     def take(self, indices: Sequence[int]) -> "Images":
         "The pictures at these positions."
-        items = self.items[indices] if isinstance(self.items, np.ndarray) else [self.items[i] for i in indices]
+        items = (self.items[indices] if isinstance(self.items, np.ndarray)
+                 else [self.items[i] for i in indices])
         return replace(self, items=items, labels=self.labels[indices])
 
 # %% ../../nbs/base/pictures.ipynb #4de6d993
 def read_folder(folder: str | Path,                   # one folder a class in it
-                classes: Sequence[str] | None = None  # the classes it must have; None takes its sub-folders, sorted
+                classes: Sequence[str] | None = None  # that it must have; None takes its sub-folders, sorted
                ) -> Images:
     "A folder of class folders. Raises `InputError` if it, a class or a class's images are missing."
     folder = Path(folder)
-    if not os.path.isdir(folder): raise InputError(f"{folder}: no such folder; set data.data_dir and paths.train_img_dir to where the images are")
-    found = sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name) and not name.startswith("."))
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder}: no such folder; set data.data_dir and paths.train_img_dir to where the "
+                         "images are")
+    found = sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)
+                   and not name.startswith("."))
     if not found: raise InputError(f"{folder}: is empty; it needs one folder of images a class")
-    if bad := [name for name in found if not name.isascii() and "\\udc" in ascii(name)]:   # bytes that are no text: checkpoints hold text
+    # bytes that are no text: checkpoints hold text
+    if bad := [name for name in found if not name.isascii() and "\\udc" in ascii(name)]:
         raise InputError(f"{folder / bad[0]}: the name is not UTF-8; give the folder another one")
     missing = sorted(set(classes or ()) - set(found))
     if missing:
         more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
-        raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; it needs {', '.join(classes[:10])}{more}")
+        raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; it needs "
+                         f"{', '.join(classes[:10])}{more}")
     files, labels = [], []
     for label, name in enumerate(classes or found):
         here = image_files(folder / name)
-        if not here: raise InputError(f"{folder / name}: holds no image; put some there or take the folder away")
+        if not here:
+            raise InputError(f"{folder / name}: holds no image; put some there or take the folder away")
         files += here
         labels += [label] * len(here)
     return Images(files, np.array(labels), tuple(classes or found))
@@ -231,16 +264,21 @@ def check_images(images: Images) -> None:
     "Read every file once (large ones: their headers), so that a broken one is named before work begins."
     if isinstance(images.items, np.ndarray): return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(_check_file, images.items), total=len(images), desc="checking images", leave=False, disable=len(images) < 5000): pass
+        for _ in tqdm(pool.map(_check_file, images.items), total=len(images), desc="checking images",
+                      leave=False, disable=len(images) < 5000):
+            pass
 
 # %% ../../nbs/base/pictures.ipynb #6d53a2fe
 def stack_pixels(images: Images,
                  most_bytes: int # of all pixels together
                 ) -> torch.Tensor | None:
-    "All pictures as uint8 (N, 3, H, W), or None if their sizes differ or they are too many bytes. Raises `InputError` for a bad file."
+    """All pictures as uint8 (N, 3, H, W), or None if their sizes differ or they are too many bytes. Raises
+    `InputError` for a bad file."""
     width, height = images[0].size
-    if 3 * height * width * len(images) > most_bytes or height * width > 2**24: return None   # the few that are huge are better read when asked for
-    if isinstance(images.items, np.ndarray): return torch.from_numpy(images.items).permute(0, 3, 1, 2).contiguous()
+    # the few that are huge are better read when asked for
+    if 3 * height * width * len(images) > most_bytes or height * width > 2**24: return None
+    if isinstance(images.items, np.ndarray):
+        return torch.from_numpy(images.items).permute(0, 3, 1, 2).contiguous()
     pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8)
 
     def read(i: int) -> bool:
@@ -250,7 +288,8 @@ def stack_pixels(images: Images,
 
     quiet = len(images) < 5000
     with (ThreadPoolExecutor(os.cpu_count()) as pool,
-          tqdm(pool.map(read, range(len(images))), total=len(images), desc="reading images", leave=False, disable=quiet) as bar):
+          tqdm(pool.map(read, range(len(images))), total=len(images), desc="reading images", leave=False,
+               disable=quiet) as bar):
         if all(bar): return pixels
         pool.shutdown(cancel_futures=True)
     return None

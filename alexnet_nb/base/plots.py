@@ -18,15 +18,19 @@ def draw_curves(steps: list[dict],  # lines of steps.jsonl
                 epochs: list[dict], # lines of epochs.jsonl
                 title: str = ""
                ):
-    "A matplotlib figure of loss and accuracy over the steps: every batch, faint; a running mean; validation as points."
+    """A matplotlib figure of loss and accuracy over the steps: every batch, faint; a running mean; validation
+    as points."""
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 3.4), layout="constrained")
     x, w = [s["step"] for s in steps], max(1, len(steps) // 50)  # w: steps in the running mean
     for ax, key in zip(fig.subplots(1, 2), ("loss", "accuracy")):
         y = np.array([s.get(key, math.nan) for s in steps])
         if w > 1: ax.plot(x, y, color="tab:blue", alpha=0.25, lw=0.8)
-        if steps: ax.plot(x[w - 1:], np.convolve(y, np.ones(w) / w, "valid"), color="tab:blue", label=f"training, mean of {w}" if w > 1 else "training")
-        ax.plot([e["step"] for e in epochs], [e.get(f"val_{key}", math.nan) for e in epochs], "o-", color="tab:orange", label="validation")
+        if steps:
+            ax.plot(x[w - 1:], np.convolve(y, np.ones(w) / w, "valid"), color="tab:blue",
+                    label=f"training, mean of {w}" if w > 1 else "training")
+        ax.plot([e["step"] for e in epochs], [e.get(f"val_{key}", math.nan) for e in epochs], "o-",
+                color="tab:orange", label="validation")
         ax.set(xlabel="step", ylabel=key)
         ax.grid(alpha=0.3)
     fig.axes[0].legend(loc="upper right")
@@ -48,7 +52,8 @@ def fitting_label(name: str, most: int = 24) -> str:
 
 
 def matrix_figure(counts: Tensor, classes: tuple[str, ...]):
-    "A confusion matrix as a matplotlib figure; shares of each true class. More than forty classes are numbered, not named."
+    """A confusion matrix as a matplotlib figure; shares of each true class. More than forty classes are
+    numbered, not named."""
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 5), layout="constrained")
     ax = fig.subplots()

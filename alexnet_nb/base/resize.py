@@ -15,7 +15,8 @@ from PIL import Image
 
 # %% ../../nbs/base/resize.ipynb #dde4be80
 def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    "For a side resized from `length` to `size`: the pixels that each new one is mixed of and their shares of 2**22, both (taps, size)."
+    """For a side resized from `length` to `size`: the pixels that each new one is mixed of and their shares
+    of 2**22, both (taps, size)."""
     scale = length / size
     reach = max(scale, 1.0)                                         # old pixels on either side
     centre = (np.arange(size)[:, None] + 0.5) * scale
@@ -23,7 +24,8 @@ def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     pixel = first + np.arange(math.ceil(reach) * 2 + 1)
     inside = pixel < (centre + reach + 0.5).astype(int).clip(max=length)
     weight = np.maximum(1 - np.abs((pixel - centre + 0.5) * (1 / reach)), 0) * inside
-    share = np.floor(weight / weight.cumsum(1)[:, -1:] * 2**22 + 0.5).astype(np.int32)  # cumsum adds from left to right, as Pillow does
+    # cumsum adds from left to right, as Pillow does
+    share = np.floor(weight / weight.cumsum(1)[:, -1:] * 2**22 + 0.5).astype(np.int32)
     used = share.any(0)
     return pixel.clip(max=length - 1)[:, used].T, share[:, used].T
 
@@ -55,10 +57,12 @@ def resize_side(x: torch.Tensor, # int32 (N, C, H, W), values 0 to 255
 # %% ../../nbs/base/resize.ipynb #bb0e8674
 @functools.lru_cache(maxsize=64)
 def pass_order(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
-    "Which pass Pillow does first: that over the width (-1), but since version 13 sometimes that over the height (-2), if it shrinks."
+    """Which pass Pillow does first: that over the width (-1), but since version 13 sometimes that over the
+    height (-2), if it shrinks."""
     if new[0] >= old[0]: return -1, -2
     noise = np.random.default_rng(0).integers(0, 256, (1 + 2**14 // (old[0] * old[1]), *old), dtype=np.uint8)
-    asked = [np.asarray(Image.fromarray(picture).resize(new[::-1], Image.Resampling.BILINEAR)) for picture in noise]
+    asked = [np.asarray(Image.fromarray(picture).resize(new[::-1], Image.Resampling.BILINEAR))
+             for picture in noise]
     width_first = resize_side(resize_side(torch.from_numpy(noise).int(), -1, new[1]), -2, new[0])
     return (-1, -2) if (width_first.numpy() == np.stack(asked)).all() else (-2, -1)
 
@@ -66,7 +70,8 @@ def pass_order(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
 def resize_pixels(pixels: torch.Tensor,  # uint8 (N, 3, H, W), on any device
                   size: tuple[int, int]  # new height and width
                  ) -> torch.Tensor:
-    "uint8 (N, 3, height, width): Pillow's bilinear resize, bit for bit, up or down (`libImaging/Resample.c`)."
+    """uint8 (N, 3, height, width): Pillow's bilinear resize, bit for bit, up or down
+    (`libImaging/Resample.c`)."""
     x = pixels.int()
     for dim in pass_order(tuple(pixels.shape[-2:]), tuple(size)): x = resize_side(x, dim, size[dim])
     return x.to(torch.uint8)

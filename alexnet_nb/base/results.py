@@ -17,7 +17,8 @@ import torch
 from .errors import InputError
 
 # %% ../../nbs/base/results.ipynb #670a29db
-_PACKAGE = Path(str(files("alexnet_nb")))  # where the library is installed, also when this runs in the notebook
+# where the library is installed, also when this runs in the notebook
+_PACKAGE = Path(str(files("alexnet_nb")))
 
 
 def read_results(name: str # such as `cifar10_real`
@@ -26,12 +27,15 @@ def read_results(name: str # such as `cifar10_real`
     for folder in (_PACKAGE / "results", _PACKAGE.parent / "nbs" / "results"):
         if not (path := folder / f"{name}.json").is_file(): continue
         try: found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as e: raise InputError(f"{path}: cannot be read as JSON ({e.__class__.__name__}); fetch it again") from None
-        if not isinstance(found, dict): raise InputError(f"{path}: holds no results but a {type(found).__name__}; fetch it again")
+        except (OSError, ValueError, RecursionError) as e:
+            raise InputError(f"{path}: cannot be read as JSON ({type(e).__name__}); fetch it again") from None
+        if not isinstance(found, dict):
+            raise InputError(f"{path}: holds no results but a {type(found).__name__}; fetch it again")
         return found
     return None
 
 # %% ../../nbs/base/results.ipynb #2a8becb0
 def versions() -> dict:
     "What computed: for the record beside every result."
-    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, machine=platform.machine(), system=platform.system())
+    return dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__,
+                machine=platform.machine(), system=platform.system())

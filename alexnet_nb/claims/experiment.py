@@ -36,7 +36,7 @@ from ..base.results import versions
 from .plans import EXPERIMENTS, Experiment, choose, find_trial, full_length, is_done
 from .plans import new_trial, next_trial, plan, rates_by_epoch, reason_to_stop, settings
 from .small_nets import build_net, chances, mean_image, net_optimizer, net_table, train_epoch
-from .small_nets import view_probabilities
+from .small_nets import set_rate, view_probabilities
 from ..engine.checkpoint import group_state, read_checkpoint
 from ..engine.command import run_command
 from ..engine.config import Config, make_config
@@ -48,7 +48,7 @@ from ..engine.setup import options_of, start
 from ..engine.signals import StopFlag, Stopped, stop_on_signals
 from ..inference import cut_views, views_recipe
 from ..model import layer_table
-from ..train import Diverged, evaluate, set_rate
+from ..train import Diverged, evaluate
 
 # %% ../../nbs/claims/experiment.ipynb #f97f1ab3
 ORDER = 2012  # seeds the one order in which all pictures are kept
@@ -57,7 +57,8 @@ ORDER = 2012  # seeds the one order in which all pictures are kept
 def data_name(images: Images) -> str:
     "What results call CIFAR-10 as it was read."
     first = images.items[0]
-    return "JPEG copy of CIFAR-10" if isinstance(first, Path) and first.suffix.lower() in (".jpg", ".jpeg") else "CIFAR-10"
+    return ("JPEG copy of CIFAR-10" if isinstance(first, Path) and first.suffix.lower() in (".jpg", ".jpeg")
+            else "CIFAR-10")
 
 
 def find_data(root: Path | None,      # holds CIFAR-10; None takes drawings
@@ -65,19 +66,24 @@ def find_data(root: Path | None,      # holds CIFAR-10; None takes drawings
              ) -> str:
     "What the results call the data. Raises `InputError` if it is not there or too little."
     if root is None: return "drawings"
-    sets = {which: read_cifar10(root, which == "training") for which, n in zip(("training", "test"), images) if n}
+    sets = {which: read_cifar10(root, which == "training") for which, n in zip(("training", "test"), images)
+            if n}
     for (which, found), n in zip(sets.items(), images):
-        if len(found) < n: raise InputError(f"{root}: has {len(found)} {which} images, the experiment takes {n}; give all of CIFAR-10")
+        if len(found) < n:
+            raise InputError(f"{root}: has {len(found)} {which} images, the experiment takes {n}; give all "
+                             "of CIFAR-10")
     return data_name(sets["training"])
 
 # %% ../../nbs/claims/experiment.ipynb #fdc77913
 def load_pictures(root: Path | None, # holds CIFAR-10; None takes drawings
                   train: bool, n: int, device: torch.device) -> Pictures:
-    "The first n of the training or test images in the one order, on the device. Raises `InputError` if they are not of CIFAR-10's size."
+    """The first n of the training or test images in the one order, on the device. Raises `InputError` if they
+    are not of CIFAR-10's size."""
     images = drawings(n, 0 if train else 1) if root is None else read_cifar10(root, train)
     images = images.take(np.random.default_rng(ORDER).permutation(len(images))[:n])
     pixels = stack_pixels(images, 2**30)
-    if pixels is None or pixels.shape[1:] != (3, 32, 32): raise InputError(f"{root}: holds pictures that are not 32 x 32 pixels; give CIFAR-10 as it is")
+    if pixels is None or pixels.shape[1:] != (3, 32, 32):
+        raise InputError(f"{root}: holds pictures that are not 32 x 32 pixels; give CIFAR-10 as it is")
     return Pictures(pixels.to(device), torch.from_numpy(images.labels).to(device))
 
 # %% ../../nbs/claims/experiment.ipynb #e2abb52a
@@ -111,13 +117,16 @@ write_json = functools.partial(save_json, setting="--results or --output", inden
 
 def note(lab: Lab) -> None:
     "Bring the results file up to date."
-    lab.results |= dict(date=datetime.date.today().isoformat(), chosen=choose(lab.experiment, lab.results["trials"]))
-    for trial in lab.results["trials"]: trial["seconds"] = round(sum(epoch["seconds"] for epoch in trial["epochs"]), 1)
+    lab.results |= dict(date=datetime.date.today().isoformat(),
+                        chosen=choose(lab.experiment, lab.results["trials"]))
+    for trial in lab.results["trials"]:
+        trial["seconds"] = round(sum(epoch["seconds"] for epoch in trial["epochs"]), 1)
     write_json(lab.file, lab.results)
 
 # %% ../../nbs/claims/experiment.ipynb #0b30d381
 def convnet_epoch(lab: Lab, s: dict, net, optimizer, seed: int, epoch: int) -> dict:
-    "One epoch of a small network, data batch after data batch (fifths of the images); loss and error are means over all of them."
+    """One epoch of a small network, data batch after data batch (fifths of the images); loss and error are
+    means over all of them."""
     (batches, rate), pictures, began = rates_by_epoch(s)[epoch], lab.train, time.perf_counter()
     n, sums = len(pictures.labels), np.zeros(3)  # sums of loss, errors and images
     luck = chances(seed, epoch, n, s["side"]) if s["crops"] else None
@@ -125,8 +134,8 @@ def convnet_epoch(lab: Lab, s: dict, net, optimizer, seed: int, epoch: int) -> d
     for batch in batches:
         lab.flag.check()
         here = slice((batch - 1) * n // 5, batch * n // 5)
-        loss, error = train_epoch(net, optimizer, pictures.pixels[here], pictures.labels[here], lab.mean, s["side"],
-                                  None if luck is None else luck[here], s["batch_size"])
+        loss, error = train_epoch(net, optimizer, pictures.pixels[here], pictures.labels[here], lab.mean,
+                                  s["side"], None if luck is None else luck[here], s["batch_size"])
         if not math.isfinite(loss): raise Diverged(f"the loss is {loss} in epoch {epoch + 1}")
         sums += np.array([loss, error, 1]) * (here.stop - here.start)
     loss, error = (sums[:2] / sums[2]).tolist()
@@ -134,9 +143,12 @@ def convnet_epoch(lab: Lab, s: dict, net, optimizer, seed: int, epoch: int) -> d
 
 # %% ../../nbs/claims/experiment.ipynb #66a917a8
 def convnet_test(lab: Lab, s: dict, net) -> dict | None:
-    "The share of test images that a small network gets wrong, from ten views and from one; None where the experiment has no test images."
+    """The share of test images that a small network gets wrong, from ten views and from one; None where the
+    experiment has no test images."""
     if not lab.experiment.images[1]: return None
-    def error(views): return (view_probabilities(net, lab.test.pixels, lab.mean, s["side"], views).argmax(1) != lab.test.labels).float().mean().item()
+    def error(views):
+        return (view_probabilities(net, lab.test.pixels, lab.mean, s["side"],
+                                   views).argmax(1) != lab.test.labels).float().mean().item()
     return dict(ten_views=error(10), one_view=error(1))
 
 # %% ../../nbs/claims/experiment.ipynb #469b9443
@@ -170,12 +182,14 @@ class _Results(BaseModel):
 
 # %% ../../nbs/claims/experiment.ipynb #ffa66560
 def convnet_trial(lab: Lab, trial: dict, limit: int, after_epoch: Callable[[], None]) -> None:
-    "Train a small network from the beginning, or from the state that its folder holds, until there is a reason to stop."
+    """Train a small network from the beginning, or from the state that its folder holds, until there is a
+    reason to stop."""
     s, path = settings(lab.experiment, trial["arm"]), lab.place(trial) / "state.pkl"
     net = build_net(s["net"], s["activation"], s["side"], trial["seed"]).to(lab.device)
     first = rates_by_epoch(s)[0][1]
     optimizer = net_optimizer(net, first, 2 * first, decay=s["decay"])
-    trial |= dict(epochs=[], parameters=sum(p.numel() for p in net.parameters()), macs=sum(row.macs for row in net_table(net, s["side"])))
+    trial |= dict(epochs=[], parameters=sum(p.numel() for p in net.parameters()),
+                  macs=sum(row.macs for row in net_table(net, s["side"])))
     if path.exists():
         state = read_checkpoint(path)
         try:
@@ -183,10 +197,12 @@ def convnet_trial(lab: Lab, trial: dict, limit: int, after_epoch: Callable[[], N
             optimizer.load_state_dict(group_state(state["optimizer"], optimizer, net))
             trial["epochs"] = [_Epoch.model_validate(epoch).model_dump() for epoch in state["epochs"]]
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
-            raise InputError(f"{path}: is not the state of this trial; take it away, and the trial begins anew") from None
+            raise InputError(f"{path}: is not the state of this trial; take it away, and the trial begins "
+                             "anew") from None
     while not reason_to_stop(trial, s.get("until"), limit):
         trial["epochs"].append(convnet_epoch(lab, s, net, optimizer, trial["seed"], len(trial["epochs"])))
-        save_checkpoint(path, dict(model=net.state_dict(), optimizer=optimizer.state_dict(), epochs=trial["epochs"]))
+        save_checkpoint(path, dict(model=net.state_dict(), optimizer=optimizer.state_dict(),
+                                   epochs=trial["epochs"]))
         after_epoch()
     trial["test"] = convnet_test(lab, s, net)
 
@@ -207,9 +223,11 @@ def alexnet_config(lab: Lab, trial: dict) -> Config:
 # %% ../../nbs/claims/experiment.ipynb #05693fd0
 def alexnet_epochs(run: Run) -> list[dict]:
     "What a run of `train` has logged of its epochs, in this module's words."
-    rows = [row for row in read_log(run.folder, "epochs") if {"seconds", "loss", "accuracy", "val_accuracy"} <= row.keys()]
+    rows = [row for row in read_log(run.folder, "epochs")
+            if {"seconds", "loss", "accuracy", "val_accuracy"} <= row.keys()]
     ends = [0.0] + [row["seconds"] for row in rows]
-    return [dict(loss=row["loss"], error=1 - row["accuracy"], seconds=round(end - begin, 2), val_error=1 - row["val_accuracy"])
+    return [dict(loss=row["loss"], error=1 - row["accuracy"], seconds=round(end - begin, 2),
+                 val_error=1 - row["val_accuracy"])
             for row, begin, end in zip(rows, ends, ends[1:])]
 
 # %% ../../nbs/claims/experiment.ipynb #9bcb18d5
@@ -258,9 +276,11 @@ def describe(trial: dict | None) -> str:
     "How far a trial is, in a few words."
     if trial is None: return "to do"
     n, stopped = len(trial["epochs"]), trial["stopped"]
-    text = f"{n} epochs so far" if not stopped else stopped if stopped.endswith("epochs") else f"{stopped} after {n} epochs"
+    text = (f"{n} epochs so far" if not stopped else stopped if stopped.endswith("epochs")
+            else f"{stopped} after {n} epochs")
     if n: text += f", training error {trial['epochs'][-1]['error']:.1%}"
-    errors = [f"{error:.1%} ({kind.replace('_', ' ')})" for kind, error in (trial["test"] or {}).items() if error is not None]
+    errors = [f"{error:.1%} ({kind.replace('_', ' ')})" for kind, error in (trial["test"] or {}).items()
+              if error is not None]
     return text + (", test error " + " and ".join(errors) if errors else "")
 
 # %% ../../nbs/claims/experiment.ipynb #9e8195bf
@@ -270,12 +290,15 @@ def forget(folder: Path) -> None:
 
 # %% ../../nbs/claims/experiment.ipynb #93f91351
 def run_trial(lab: Lab, arm: str, seed: int, limit: int) -> None:
-    "One trial from where it stands to its end, or to `limit` epochs. Raises `Stopped` if asked to stop; its state is then kept."
-    trials, work = lab.results["trials"], dict(convnet=convnet_trial, alexnet=alexnet_trial)[lab.experiment.kind]
+    """One trial from where it stands to its end, or to `limit` epochs. Raises `Stopped` if asked to stop; its
+    state is then kept."""
+    trials, work = lab.results["trials"], dict(convnet=convnet_trial,
+                                               alexnet=alexnet_trial)[lab.experiment.kind]
     if (trial := find_trial(trials, arm, seed)) is None: trials.append(trial := new_trial(arm, seed))
     check_writable(lab.place(trial), where="for --output")
     trial |= dict(stopped=None, finished=False)
-    with tqdm(total=limit, desc=f"{arm}, seed {seed}", unit="epoch", mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+    with tqdm(total=limit, desc=f"{arm}, seed {seed}", unit="epoch",
+              mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
         def after_epoch():
             note(lab)
             bar.set_postfix(error=f"{trial['epochs'][-1]['error']:.1%}", refresh=False)
@@ -293,45 +316,61 @@ def run_trial(lab: Lab, arm: str, seed: int, limit: int) -> None:
 def identity(name: str, scale: str, data: str | None = None) -> dict:
     "What a results file must agree on before anything is added to it; without `data`, before it is read."
     e = EXPERIMENTS[name][scale]
-    values = dict(experiment=name, scale=scale, images=dict(training=e.images[0], test=e.images[1]), race=e.race, base=e.base, arms=e.arms)
+    values = dict(experiment=name, scale=scale, images=dict(training=e.images[0], test=e.images[1]),
+                  race=e.race, base=e.base, arms=e.arms)
     return json.loads(json.dumps(values | ({"data": data} if data else {})))
 
 # %% ../../nbs/claims/experiment.ipynb #742cab97
 def same_identity(path: Path, mine: dict) -> dict | None:
     "What a JSON file holds, None if it is not there. Raises `InputError` if it was made by other settings."
     if not path.exists(): return None
-    if not path.is_file(): raise InputError(f"{path}: is not a file; move it away, or name other places with --results and --output")
-    try: json.dumps(found := json.loads(path.read_text(encoding="utf-8")), allow_nan=False)  # could it be written again?
-    except (OSError, ValueError, RecursionError) as e: raise InputError(f"{path}: cannot be read as JSON ({e.__class__.__name__}); move it away") from None
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file; move it away, or name other places with --results and "
+                         "--output")
+    # could it be written again?
+    try: json.dumps(found := json.loads(path.read_text(encoding="utf-8")), allow_nan=False)
+    except (OSError, ValueError, RecursionError) as e:
+        raise InputError(f"{path}: cannot be read as JSON ({e.__class__.__name__}); move it away") from None
     other = [key for key, value in mine.items() if not isinstance(found, dict) or found.get(key) != value]
-    if other: raise InputError(f"{path}: was made by other settings ({other[0]} differs); move it away, or name other places with --results and --output")
+    if other:
+        raise InputError(f"{path}: was made by other settings ({other[0]} differs); move it away, or name "
+                         "other places with --results and --output")
     try: _Results.model_validate(found)
     except ValidationError as e:
         error = e.errors()[0]
-        raise InputError(f"{path}: its {'.'.join(map(str, error['loc']))} is {brief(error['input'])}, which no experiment writes ({error['msg']}); move it away") from None
+        raise InputError(f"{path}: its {'.'.join(map(str, error['loc']))} is {brief(error['input'])}, which "
+                         f"no experiment writes ({error['msg']}); move it away") from None
     return found
 
 # %% ../../nbs/claims/experiment.ipynb #72f85e21
 def open_results(file: Path, folder: Path, mine: dict, command: str, device: torch.device) -> dict:
-    "The results to add to, new ones if there are none. Raises `InputError` if the file, or the folder of states, belongs to other settings."
+    """The results to add to, new ones if there are none. Raises `InputError` if the file, or the folder of
+    states, belongs to other settings."""
     results = same_identity(file, mine)
     if same_identity(folder / "identity.json", mine) is None:
         check_writable(folder, where="for --output")
         write_json(folder / "identity.json", mine)
     check_writable(file.parent, where="for --results")
     e = EXPERIMENTS[mine["experiment"]][mine["scale"]]
-    if results is None: results = mine | dict(rule=e.rule, shortened=e.shortened, device="", chosen={}, trials=[])
-    devices = dict.fromkeys([*filter(None, results["device"].split("; ")), describe_device(device)])  # of all sessions
-    return results | dict(command=command, device="; ".join(devices), threads=torch.get_num_threads(), versions=versions())
+    if results is None:
+        results = mine | dict(rule=e.rule, shortened=e.shortened, device="", chosen={}, trials=[])
+    # of all sessions
+    devices = dict.fromkeys([*filter(None, results["device"].split("; ")), describe_device(device)])
+    return results | dict(command=command, device="; ".join(devices), threads=torch.get_num_threads(),
+                          versions=versions())
 
 # %% ../../nbs/claims/experiment.ipynb #13f9519e
 def list_trials(experiment: Experiment, trials: list[dict], seeds: list[int] | None) -> str:
     "The arms, the rule and what is done and to do, in lines of text."
     lines = ["settings of all arms: " + ", ".join(f"{k} {v}" for k, v in experiment.base.items()), "arms:"]
-    lines += [f"  {arm}: " + (", ".join(f"{k} {v}" for k, v in own.items()) or "nothing else") for arm, own in experiment.arms.items()]
-    lines += [f"rule: {experiment.rule}", *([f"shortened: {experiment.shortened}"] if experiment.shortened else []), "trials:"]
-    lines += [f"  {arm}, seed {seed}, at most {limit} epochs: {describe(find_trial(trials, arm, seed))}" for arm, seed, limit in plan(experiment, trials, seeds)]
-    if experiment.race and not choose(experiment, trials): lines.append(f"  then the chosen arms with seeds {', '.join(map(str, seeds or experiment.seeds))}")
+    lines += [f"  {arm}: " + (", ".join(f"{k} {v}" for k, v in own.items()) or "nothing else")
+              for arm, own in experiment.arms.items()]
+    lines += [f"rule: {experiment.rule}", *([f"shortened: {experiment.shortened}"] if experiment.shortened
+                                            else []), "trials:"]
+    lines += [f"  {arm}, seed {seed}, at most {limit} epochs: {describe(find_trial(trials, arm, seed))}"
+              for arm, seed, limit in plan(experiment, trials, seeds)]
+    if experiment.race and not choose(experiment, trials):
+        lines.append(f"  then the chosen arms with seeds {', '.join(map(str, seeds or experiment.seeds))}")
     return "\n".join(lines)
 
 # %% ../../nbs/claims/experiment.ipynb #9eae9e18
@@ -351,28 +390,40 @@ def run_experiment(lab: Lab, seeds: list[int] | None = None) -> int:
 # %% ../../nbs/claims/experiment.ipynb #ee6c8469
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_experiment`."
-    parser = argparse.ArgumentParser("alexnet_experiment", description="Run one of the paper's CIFAR-10 experiments, or go on with it.")
+    parser = argparse.ArgumentParser("alexnet_experiment",
+                                     description="Run one of the paper's CIFAR-10 experiments, or go on "
+                                     "with it.")
     parser.add_argument("name", choices=EXPERIMENTS, help="which")
-    parser.add_argument("--scale", choices=("tiny", "cpu", "full"), default="tiny", help="tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the experiment's own")
-    parser.add_argument("--data", metavar="DIR", default="alexnet_data_in", help="holds CIFAR-10 (default: alexnet_data_in)")
-    parser.add_argument("--results", metavar="FILE", help="the JSON file (default: nbs/results/NAME.json in a clone, else alexnet_data_out/experiments/NAME.json)")
-    parser.add_argument("--output", metavar="DIR", default="alexnet_data_out/experiments", help="for the states of unfinished trials")
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop after so many, saved; the same command goes on")
-    parser.add_argument("--list", action="store_true", help="print the arms, what is done and what is to do; run nothing")
+    parser.add_argument("--scale", choices=("tiny", "cpu", "full"), default="tiny",
+                        help="tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED",
+                        help="instead of the experiment's own")
+    parser.add_argument("--data", metavar="DIR", default="alexnet_data_in",
+                        help="holds CIFAR-10 (default: alexnet_data_in)")
+    parser.add_argument("--results", metavar="FILE",
+                        help="the JSON file (default: nbs/results/NAME.json in a clone, else "
+                        "alexnet_data_out/experiments/NAME.json)")
+    parser.add_argument("--output", metavar="DIR", default="alexnet_data_out/experiments",
+                        help="for the states of unfinished trials")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M",
+                        help="stop after so many, saved; the same command goes on")
+    parser.add_argument("--list", action="store_true",
+                        help="print the arms, what is done and what is to do; run nothing")
     return parser
 
 # %% ../../nbs/claims/experiment.ipynb #c22af17e
 def default_file(name: str, scale: str) -> Path:
     "Where results go unless told: beside the notebooks in a clone, but never those of drawings."
     if scale == "tiny": return Path("alexnet_data_out/experiments") / f"{name}-tiny.json"
-    return (Path("nbs/results") if Path("nbs/results").is_dir() else Path("alexnet_data_out/experiments")) / f"{name}.json"
+    folder = Path("nbs/results") if Path("nbs/results").is_dir() else Path("alexnet_data_out/experiments")
+    return folder / f"{name}.json"
 
 # %% ../../nbs/claims/experiment.ipynb #b1d6940d
 def _command(args: argparse.Namespace) -> str:
     "The command that repeats these results, without this machine's folders."
     seeds = f" --seeds {' '.join(map(str, args.seeds))}" if args.seeds else ""
-    return f"alexnet_experiment {args.name} --scale {args.scale}{seeds}" + ("" if args.scale == "tiny" else f" --data {Path(args.data).name}")
+    return f"alexnet_experiment {args.name} --scale {args.scale}{seeds}" + ("" if args.scale == "tiny"
+        else f" --data {Path(args.data).name}")
 
 # %% ../../nbs/claims/experiment.ipynb #35994562
 def _experiment(args: argparse.Namespace) -> int:
@@ -380,8 +431,10 @@ def _experiment(args: argparse.Namespace) -> int:
     began, experiment = time.monotonic(), EXPERIMENTS[args.name][args.scale]
     if not args.minutes > 0: raise InputError(f"--minutes {args.minutes:g}: give a number above 0")
     if min(args.seeds or [0]) < 0: raise InputError(f"--seeds {min(args.seeds)}: a seed is 0 or more")
-    root, seeds = None if args.scale == "tiny" else Path(args.data), list(dict.fromkeys(args.seeds or [])) or None
-    file, folder = Path(args.results or default_file(args.name, args.scale)), Path(args.output) / f"{args.name}-{args.scale}"
+    root = None if args.scale == "tiny" else Path(args.data)
+    seeds = list(dict.fromkeys(args.seeds or [])) or None
+    file = Path(args.results or default_file(args.name, args.scale))
+    folder = Path(args.output) / f"{args.name}-{args.scale}"
     print(f"results: {file}; states of unfinished trials: {folder}")
     if args.list:
         known = same_identity(file, identity(args.name, args.scale)) or {"trials": []}
@@ -390,7 +443,8 @@ def _experiment(args: argparse.Namespace) -> int:
     mine, device = identity(args.name, args.scale, find_data(root, experiment.images)), pick_device()
     results = open_results(file, folder, mine, _command(args), device)
     with lock_folders(folder):
-        return run_experiment(Lab(experiment, results, file, folder, device, root, StopFlag(began + 60 * args.minutes)), seeds)
+        return run_experiment(Lab(experiment, results, file, folder, device, root,
+                                  StopFlag(began + 60 * args.minutes)), seeds)
 
 # %% ../../nbs/claims/experiment.ipynb #b1daef1f
 def main(argv: list[str] | None = None) -> int:

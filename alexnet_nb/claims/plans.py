@@ -16,16 +16,20 @@ from .small_nets import NETS
 # %% ../../nbs/claims/plans.ipynb #95e6e7ed
 def rate_rule(target: float, race: int) -> str:
     "How the rates are chosen, in words; `choose` is the same in code."
-    return (f"Each nonlinearity has a grid of learning rates of its own, tried with seed 0. Chosen is the rate whose run reaches {100 * target:g} % training "
-            "error in the fewest epochs (of two that need as many, the one with the lower error there); if no run reaches it "
-            f"within {race} epochs, the rate with the lowest training error after {race}. A chosen rate at an edge of its grid is reported as such.")
+    return ("Each nonlinearity has a grid of learning rates of its own, tried with seed 0. Chosen is the "
+            f"rate whose run reaches {100 * target:g} % training "
+            "error in the fewest epochs (of two that need as many, the one with the lower error there); if "
+            "no run reaches it "
+            f"within {race} epochs, the rate with the lowest training error after {race}. A chosen rate at "
+            "an edge of its grid is reported as such.")
 
 # %% ../../nbs/claims/plans.ipynb #7f174ecf
 @dataclass(frozen=True)
 class Experiment:
     "What is compared, on how much data, by which rule: tables and sentences, no code."
     kind: str               # whose networks: 'convnet' (the authors' small ones) or 'alexnet'
-    images: tuple[int, int] # for training and testing; with none for testing, the test images are never looked at
+    # for training and testing; with none for testing, the test images are never looked at
+    images: tuple[int, int]
     base: dict              # settings that all arms share
     arms: dict[str, dict]   # what each arm sets for itself
     seeds: tuple[int, ...]  # an arm may have fewer of its own
@@ -36,7 +40,8 @@ class Experiment:
 # %% ../../nbs/claims/plans.ipynb #debe7e20
 def rate_arms(net: str, side: int, relu, tanh, prefix: str = "") -> dict:
     "An arm for each nonlinearity and each rate of its grid."
-    return {f"{prefix}{act} {rate:g}": dict(net=net, side=side, activation=act, rate=rate) for act, rates in (("relu", relu), ("tanh", tanh)) for rate in rates}
+    return {f"{prefix}{act} {rate:g}": dict(net=net, side=side, activation=act, rate=rate)
+            for act, rates in (("relu", relu), ("tanh", tanh)) for rate in rates}
 
 # %% ../../nbs/claims/plans.ipynb #59981a35
 _FIGURE_1 = dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40)
@@ -44,18 +49,23 @@ _DRAWN = _FIGURE_1 | dict(batch_size=16, until=0.5, epochs=14)
 _GRID = [0.001 * 2.0**k for k in range(-3, 4)]
 
 RELU_VS_TANH = {
-    "tiny": Experiment("convnet", (320, 0), _DRAWN, rate_arms("19pct", 16, (.001, .002), (.0005, .001)), (0, 1, 2), rate_rule(.5, 4), 4,
+    "tiny": Experiment("convnet", (320, 0), _DRAWN, rate_arms("19pct", 16, (.001, .002), (.0005, .001)),
+                       (0, 1, 2), rate_rule(.5, 4), 4,
                        "320 drawings at 16 x 16"),
-    "cpu": Experiment("convnet", (50_000, 0), _FIGURE_1, rate_arms("13pct", 24, (.0005, .001, .002), (.0005, .001, .002)), (0, 1, 2), rate_rule(.25, 12), 12,
+    "cpu": Experiment("convnet", (50_000, 0), _FIGURE_1,
+                      rate_arms("13pct", 24, (.0005, .001, .002), (.0005, .001, .002)), (0, 1, 2),
+                      rate_rule(.25, 12), 12,
                       "three rates a side, the first round cut at 12 epochs, three seeds"),
-    "full": Experiment("convnet", (50_000, 0), _FIGURE_1, rate_arms("13pct", 24, _GRID, _GRID) | rate_arms("19pct", 32, _GRID, _GRID, "19pct "),
+    "full": Experiment("convnet", (50_000, 0), _FIGURE_1,
+                       rate_arms("13pct", 24, _GRID, _GRID) | rate_arms("19pct", 32, _GRID, _GRID, "19pct "),
                        tuple(range(10)), rate_rule(.25, 40), 40),
 }
 
 # %% ../../nbs/claims/plans.ipynb #67562939
 _ALL = (1, 2, 3, 4, 5)  # data batches
 _CROPPED = dict(side=24, activation="relu", crops=True, decay=True, batch_size=128)
-_TEST_ONCE = "Nothing is chosen by a result: schedules are fixed beforehand, and the test images are looked at once, at the end of a trial: ten views and one."
+_TEST_ONCE = ("Nothing is chosen by a result: schedules are fixed beforehand, and the test images are looked "
+              "at once, at the end of a trial: ten views and one.")
 _SHORT = [[_ALL, 14, .001], [_ALL, 3, .0001], [_ALL, 3, .00001]]
 
 
@@ -65,33 +75,50 @@ def _authors(name: str) -> list:
 
 
 LRN_13_TO_11 = {
-    "tiny": Experiment("convnet", (320, 100), _CROPPED | dict(side=16, batch_size=16, stages=[[_ALL, 3, .001], [_ALL, 1, .0001]]),
-                       {name: dict(net=name) for name in ("13pct", "11pct_first", "11pct")}, (0,), _TEST_ONCE, shortened="320 drawings at 16 x 16, four epochs"),
+    "tiny": Experiment("convnet", (320, 100), _CROPPED | dict(side=16, batch_size=16, stages=[[_ALL, 3, .001],
+        [_ALL, 1, .0001]]),
+                       {name: dict(net=name) for name in ("13pct", "11pct_first", "11pct")}, (0,), _TEST_ONCE,
+                       shortened="320 drawings at 16 x 16, four epochs"),
     "cpu": Experiment("convnet", (50_000, 10_000), _CROPPED | dict(stages=_SHORT),
-                      {"13pct": dict(net="13pct"), "11pct_first": dict(net="11pct_first"), "11pct": dict(net="11pct", seeds=[0])}, (0, 1), _TEST_ONCE,
-                      shortened="20 epochs of all training images for all three, where the authors took 160 (13pct) and 470 to 520"),
+                      {"13pct": dict(net="13pct"), "11pct_first": dict(net="11pct_first"),
+                       "11pct": dict(net="11pct", seeds=[0])}, (0, 1), _TEST_ONCE,
+                      shortened="20 epochs of all training images for all three, where the authors took 160 "
+                      "(13pct) and 470 to 520"),
     "full": Experiment("convnet", (50_000, 10_000), _CROPPED,
-                       {name: dict(net=name, stages=_authors(name)) for name in ("13pct", "11pct_first", "11pct")}
-                       | {f"{name}, 160 epochs": dict(net=name, stages=_authors("13pct")) for name in ("11pct_first", "11pct")}, tuple(range(5)), _TEST_ONCE),
+                       {name: dict(net=name, stages=_authors(name))
+                        for name in ("13pct", "11pct_first", "11pct")}
+                       | {f"{name}, 160 epochs": dict(net=name, stages=_authors("13pct"))
+                          for name in ("11pct_first", "11pct")}, tuple(range(5)), _TEST_ONCE),
 }
 
 # %% ../../nbs/claims/plans.ipynb #57541880
 _CHANGES = {
-    "base": {}, "no LRN": {"model.lrn": "none"}, "pooling 2/2": {"model.overlapping_pooling": False}, "no dropout": {"model.dropout": 0.0},
-    "without conv3": {"model.without": ["conv3"]}, "without conv4": {"model.without": ["conv4"]}, "without conv5": {"model.without": ["conv5"]},
-    "tanh": {"model.activation": "tanh"}, "no flips": {"data.flip": False}, "no crops": {"data.crop": False}, "no colour": {"data.colour": 0.0},
-    "two towers": {"model.towers": 2}, "init paper": {"model.init": "paper"}, "init code": {"model.init": "code"},
+    "base": {}, "no LRN": {"model.lrn": "none"}, "pooling 2/2": {"model.overlapping_pooling": False},
+            "no dropout": {"model.dropout": 0.0},
+    "without conv3": {"model.without": ["conv3"]}, "without conv4": {"model.without": ["conv4"]},
+            "without conv5": {"model.without": ["conv5"]},
+    "tanh": {"model.activation": "tanh"}, "no flips": {"data.flip": False}, "no crops": {"data.crop": False},
+            "no colour": {"data.colour": 0.0},
+    "two towers": {"model.towers": 2}, "init paper": {"model.init": "paper"},
+            "init code": {"model.init": "code"},
 }
 _ALEXNET = {"data.recipe": "paper", "data.unit_variance": True, "training.batch_size": 128}
-_ONE_CHANGE = "Each arm changes one thing of the base; nothing is chosen by a result, and the test images are looked at once, after the last epoch."
-_TINY = {"data.dataset": "drawings", "data.val_images": 10, "data.num_workers": 0, "model.width": 1 / 24, "training.batch_size": 8, "training.warmup_steps": 3}
+_ONE_CHANGE = ("Each arm changes one thing of the base; nothing is chosen by a result, and the test images "
+               "are looked at once, after the last epoch.")
+_TINY = {"data.dataset": "drawings", "data.val_images": 10, "data.num_workers": 0, "model.width": 1 / 24,
+         "training.batch_size": 8, "training.warmup_steps": 3}
 
 ABLATIONS = {
-    "tiny": Experiment("alexnet", (48, 20), _ALEXNET | _TINY | {"training.num_epochs": 2, "views": 10}, _CHANGES, (0,), _ONE_CHANGE, shortened="48 drawings, two epochs"),
-    "cpu": Experiment("alexnet", (10_000, 10_000), _ALEXNET | {"training.num_epochs": 2, "data.val_images": 1000, "views": 1},
-                      {arm: change for arm, change in _CHANGES.items() if arm not in ("without conv4", "without conv5")}, (0,), _ONE_CHANGE,
-                      shortened="10,000 training images, two epochs, one seed: too short to support any claim"),
-    "full": Experiment("alexnet", (45_000, 10_000), _ALEXNET | {"training.num_epochs": 90, "views": 10}, _CHANGES, (0, 1, 2), _ONE_CHANGE),
+    "tiny": Experiment("alexnet", (48, 20), _ALEXNET | _TINY | {"training.num_epochs": 2, "views": 10},
+                       _CHANGES, (0,), _ONE_CHANGE, shortened="48 drawings, two epochs"),
+    "cpu": Experiment("alexnet", (10_000, 10_000),
+                      _ALEXNET | {"training.num_epochs": 2, "data.val_images": 1000, "views": 1},
+                      {arm: change for arm, change in _CHANGES.items()
+                       if arm not in ("without conv4", "without conv5")}, (0,), _ONE_CHANGE,
+                      shortened="10,000 training images, two epochs, one seed: too short to support any "
+                      "claim"),
+    "full": Experiment("alexnet", (45_000, 10_000), _ALEXNET | {"training.num_epochs": 90, "views": 10},
+                       _CHANGES, (0, 1, 2), _ONE_CHANGE),
 }
 EXPERIMENTS = dict(relu_vs_tanh=RELU_VS_TANH, lrn_13_to_11=LRN_13_TO_11, ablations=ABLATIONS)
 
@@ -116,7 +143,8 @@ def full_length(experiment: Experiment, arm: str) -> int:
 # %% ../../nbs/claims/plans.ipynb #19a1a6d8
 def new_trial(arm: str, seed: int) -> dict:
     "The record of one arm with one seed, before its first epoch."
-    return dict(arm=arm, seed=seed, epochs=[], stopped=None, finished=False, test=None, parameters=None, macs=None, seconds=0.0)
+    return dict(arm=arm, seed=seed, epochs=[], stopped=None, finished=False, test=None, parameters=None,
+                macs=None, seconds=0.0)
 
 # %% ../../nbs/claims/plans.ipynb #5b2f3d83
 def find_trial(trials: list[dict], arm: str, seed: int) -> dict | None:
@@ -138,7 +166,8 @@ def is_done(trial: dict | None, limit: int) -> bool:
 
 # %% ../../nbs/claims/plans.ipynb #750335d9
 def speed(trial: dict, until: float, race: int) -> tuple[float, float]:
-    "How fast a trial was in the first round: epochs to the target, infinite if it was not reached, and the error then. Smaller is faster."
+    """How fast a trial was in the first round: epochs to the target, infinite if it was not reached, and the
+    error then. Smaller is faster."""
     errors = [epoch["error"] for epoch in trial["epochs"][:race]]
     for n, error in enumerate(errors, 1):
         if error <= until: return n, error
@@ -146,30 +175,37 @@ def speed(trial: dict, until: float, race: int) -> tuple[float, float]:
 
 # %% ../../nbs/claims/plans.ipynb #97463e73
 def choose(experiment: Experiment, trials: list[dict]) -> dict[str, dict]:
-    "The fastest arm of each family (its arms' names but for the rate); nothing before the first round is over, and no family all of whose arms diverged."
+    """The fastest arm of each family (its arms' names but for the rate); nothing before the first round is
+    over, and no family all of whose arms diverged."""
     race, chosen = {arm: find_trial(trials, arm, 0) for arm in experiment.arms}, {}
     if not experiment.race or not all(is_done(trial, experiment.race) for trial in race.values()): return {}
     for family in dict.fromkeys(arm.rpartition(" ")[0] for arm in race):
-        speeds = {arm: speed(trial, experiment.base["until"], experiment.race) for arm, trial in race.items() if arm.rpartition(" ")[0] == family}
+        speeds = {arm: speed(trial, experiment.base["until"], experiment.race) for arm, trial in race.items()
+                  if arm.rpartition(" ")[0] == family}
         rates, best = [experiment.arms[arm]["rate"] for arm in speeds], min(speeds, key=speeds.get)
         if speeds[best] == (math.inf, math.inf): continue
         rate = experiment.arms[best]["rate"]
-        chosen[family] = dict(arm=best, rate=rate, reached=math.isfinite(speeds[best][0]), at_edge=rate in (min(rates), max(rates)))
+        chosen[family] = dict(arm=best, rate=rate, reached=math.isfinite(speeds[best][0]),
+                              at_edge=rate in (min(rates), max(rates)))
     return chosen
 
 # %% ../../nbs/claims/plans.ipynb #ef379607
 def plan(experiment: Experiment, trials: list[dict],
          seeds: list[int] | None = None # instead of the experiment's own
         ) -> list[tuple[str, int, int]]:
-    "Trials in the order in which they run, each (arm, seed, epochs at most): one seed of every arm before a second of any."
+    """Trials in the order in which they run, each (arm, seed, epochs at most): one seed of every arm before a
+    second of any."""
     arms, first = list(experiment.arms), []
     if experiment.race:
         first = [(arm, 0, experiment.race) for arm in arms]
         arms = [choice["arm"] for choice in choose(experiment, trials).values()]
-    return first + [(arm, seed, full_length(experiment, arm)) for seed in seeds or experiment.seeds for arm in arms
+    return first + [(arm, seed, full_length(experiment, arm)) for seed in seeds or experiment.seeds
+                    for arm in arms
                     if seeds or seed in experiment.arms[arm].get("seeds", experiment.seeds)]
 
 # %% ../../nbs/claims/plans.ipynb #d42c1441
-def next_trial(experiment: Experiment, trials: list[dict], seeds: list[int] | None = None) -> tuple[str, int, int] | None:
+def next_trial(experiment: Experiment, trials: list[dict],
+               seeds: list[int] | None = None) -> tuple[str, int, int] | None:
     "The first of the plan that is not done; None when all are."
-    return next((task for task in plan(experiment, trials, seeds) if not is_done(find_trial(trials, *task[:2]), task[2])), None)
+    return next((task for task in plan(experiment, trials, seeds)
+                 if not is_done(find_trial(trials, *task[:2]), task[2])), None)

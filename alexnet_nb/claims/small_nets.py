@@ -26,7 +26,8 @@ def mean_image(pixels: Tensor # uint8 (N, 3, 32, 32)
 
 # %% ../../nbs/claims/small_nets.ipynb #9fa6d82a
 def chances(seed: int, epoch: int, n: int, side: int) -> Tensor:
-    "Where each of n pictures of 32 pixels is cropped, and whether it is flipped: int64 (n, 3), columns top, left, flip."
+    """Where each of n pictures of 32 pixels is cropped, and whether it is flipped: int64 (n, 3), columns top,
+    left, flip."""
     places = 32 - side + 1
     return torch.from_numpy(np.random.default_rng([seed, epoch]).integers(0, [places, places, 2], (n, 3)))
 
@@ -36,40 +37,49 @@ def cut(pixels: Tensor,              # uint8 (N, 3, 32, 32)
         side: int,
         chances: Tensor | None = None # int64 (N, 3): top, left, flip; None for the centre
        ) -> Tensor:
-    "Crops minus the centre of the mean image: float32 (N, 3, side, side), channels last. `ValueError` if `side` does not fit."
-    if not 0 < side <= pixels.shape[-1]: raise ValueError(f"side is {side}; the pictures have {pixels.shape[-1]} pixels a side")
+    """Crops minus the centre of the mean image: float32 (N, 3, side, side), channels last. `ValueError` if
+    `side` does not fit."""
+    if not 0 < side <= pixels.shape[-1]:
+        raise ValueError(f"side is {side}; the pictures have {pixels.shape[-1]} pixels a side")
     border = (pixels.shape[-1] - side) // 2
     centre = (..., slice(border, border + side), slice(border, border + side))
     if chances is None: x = pixels[centre]
     else:
         top, left, flip = chances.to(pixels.device).T[..., None]
-        line, every = torch.arange(side, device=pixels.device), torch.arange(len(pixels), device=pixels.device)
+        line, every = torch.arange(side, device=pixels.device), torch.arange(len(pixels),
+                                                                             device=pixels.device)
         rows, columns = top + line, left + torch.where(flip == 1, line.flip(0), line)
-        x = pixels.permute(0, 2, 3, 1)[every[:, None, None], rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+        x = pixels.permute(0, 2, 3, 1)[every[:, None, None], rows[:, :, None], columns[:, None]].permute(0, 3,
+                                                                                                         1, 2)
     return x.float().contiguous(memory_format=torch.channels_last).sub_(mean[centre])
 
 # %% ../../nbs/claims/small_nets.ipynb #cc499819
 class Local2d(nn.Module):
-    "3 x 3 kernels that are not shared: each of the side x side positions has its own. (N, C, side, side) to (N, maps, side, side), zero padding."
+    """3 x 3 kernels that are not shared: each of the side x side positions has its own. (N, C, side, side) to
+    (N, maps, side, side), zero padding."""
     def __init__(self, channels: int, maps: int, side: int, std: float = 0.04):
         super().__init__()
         self.channels, self.maps, self.side = channels, maps, side
-        self.weight = nn.Parameter(torch.empty(side * side, 9 * channels, maps).normal_(std=std))  # kernel row, kernel column, channel
+        # kernel row, kernel column, channel
+        self.weight = nn.Parameter(torch.empty(side * side, 9 * channels, maps).normal_(std=std))
         self.bias = nn.Parameter(torch.zeros(side * side, maps))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != (self.channels, self.side, self.side):
             raise ValueError(f"expected (N, {self.channels}, {self.side}, {self.side}), got {tuple(x.shape)}")
         padded = F.pad(x.permute(2, 3, 0, 1), (0, 0, 0, 0, 1, 1, 1, 1))  # (side + 2, side + 2, N, C)
-        patches = torch.cat([padded[i:i + self.side, j:j + self.side] for i in range(3) for j in range(3)], -1)
-        y = torch.baddbmm(self.bias[:, None], patches.flatten(0, 1), self.weight)  # for each position (N, 9C) times (9C, maps)
+        patches = torch.cat([padded[i:i + self.side, j:j + self.side] for i in range(3) for j in range(3)],
+                            -1)
+        # for each position (N, 9C) times (9C, maps)
+        y = torch.baddbmm(self.bias[:, None], patches.flatten(0, 1), self.weight)
         return y.unflatten(0, (self.side, self.side)).permute(2, 3, 0, 1)
 
     def extra_repr(self) -> str: return f"{self.channels}, {self.maps}, side={self.side}"
 
 # %% ../../nbs/claims/small_nets.ipynb #242a47ba
 class SameMapNorm(nn.Module):
-    "Response normalisation within a map: x / (1 + scale * the mean of x^2 over n x n pixels around)^power, zeros beyond the border counted."
+    """Response normalisation within a map: x / (1 + scale * the mean of x^2 over n x n pixels around)^power,
+    zeros beyond the border counted."""
     def __init__(self, n: int = 3, scale: float = 5e-5, power: float = 0.75):
         super().__init__()
         self.n, self.scale, self.power = n, scale, power
@@ -83,7 +93,8 @@ class SameMapNorm(nn.Module):
 # %% ../../nbs/claims/small_nets.ipynb #f9f6ca03
 @dataclass(frozen=True)
 class Layer:
-    "A layer with weights, and what follows it, in order: 'act', 'max', 'avg', ('across', n, scale) or ('within', n, scale)."
+    """A layer with weights, and what follows it, in order: 'act', 'max', 'avg', ('across', n, scale) or
+    ('within', n, scale)."""
     kind: str             # 'conv' (5 x 5, padding 2), 'local' (3 x 3, padding 1) or 'full'
     maps: int             # or units
     std: float            # of the initial weights; biases begin at 0
@@ -101,7 +112,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Net:
-    "One network: its layers, the side of its input, and how the authors trained it (None where they do not say)."
+    """One network: its layers, the side of its input, and how the authors trained it (None where they do not
+    say)."""
     layers: tuple[Layer, ...]
     side: int
     schedule: tuple[Stage, ...] | None = None
@@ -109,13 +121,15 @@ class Net:
 # %% ../../nbs/claims/small_nets.ipynb #08b4786e
 def _shared(norm: tuple = ()) -> tuple[Layer, ...]:
     "The three convolutions of 80sec, 19pct and 18pct."
-    return (Layer("conv", 32, 1e-4, .004, ("max", "act", *norm)), Layer("conv", 32, .01, .004, ("act", "avg", *norm)),
+    return (Layer("conv", 32, 1e-4, .004, ("max", "act", *norm)),
+            Layer("conv", 32, .01, .004, ("act", "avg", *norm)),
             Layer("conv", 64, .01, .004, ("act", "avg")))
 
 
 def _untied(then1: tuple, then2: tuple, maps3: int = 32, decay: float = .004) -> tuple[Layer, ...]:
     "Two convolutions, two locally-connected layers and the ten outputs of 13pct and 11pct."
-    return (Layer("conv", 64, 1e-4, 0., then1), Layer("conv", 64, .01, 0., then2), Layer("local", maps3, .04, .004, ("act",)),
+    return (Layer("conv", 64, 1e-4, 0., then1), Layer("conv", 64, .01, 0., then2),
+            Layer("local", maps3, .04, .004, ("act",)),
             Layer("local", 32, .04, .004, ("act",)), Layer("full", 10, .01, decay))
 
 
@@ -130,10 +144,13 @@ _WITHIN, _ACROSS5, _ACROSS9 = ("within", 3, 5e-5), ("across", 5, .001), ("across
 NETS = {
     "80sec": Net((*_shared(), Layer("full", 64, .1, .03, ("act",)), Layer("full", 10, .1, .03)), 32),
     "19pct": Net((*_shared(), Layer("full", 10, .01, 3.)), 32),
-    "18pct": Net((*_shared((_WITHIN,)), Layer("full", 10, .01, 1.)), 32, tuple(Stage((1, 2, 3, 4, 5), n, r) for n, r in ((120, 1e-3), (10, 1e-4), (10, 1e-5)))),
+    "18pct": Net((*_shared((_WITHIN,)), Layer("full", 10, .01, 1.)), 32,
+                 tuple(Stage((1, 2, 3, 4, 5), n, r) for n, r in ((120, 1e-3), (10, 1e-4), (10, 1e-5)))),
     "13pct": Net(_untied(("act", "max"), ("act", "max")), 24, _stages(100, 40, 10, 10)),
-    "11pct_first": Net(_untied(("act", _ACROSS5, "max"), ("act", _ACROSS5, "max")), 24, _stages(300, 150, 10, 10)),
-    "11pct": Net(_untied(("act", "max", _ACROSS9), ("act", _ACROSS9, "max"), 64, .01), 24, _stages(350, 150, 10, 10)),
+    "11pct_first": Net(_untied(("act", _ACROSS5, "max"), ("act", _ACROSS5, "max")), 24,
+                       _stages(300, 150, 10, 10)),
+    "11pct": Net(_untied(("act", "max", _ACROSS9), ("act", _ACROSS9, "max"), 64, .01), 24,
+                 _stages(350, 150, 10, 10)),
 }
 
 # %% ../../nbs/claims/small_nets.ipynb #592b3661
@@ -155,7 +172,8 @@ def _following(step, activation: str) -> tuple[str, nn.Module]:
     if step == "max": return "pool", nn.MaxPool2d(3, 2, ceil_mode=True)
     if step == "avg": return "pool", nn.AvgPool2d(3, 2, ceil_mode=True)
     kind, n, scale = step
-    return "norm", LocalResponseNorm(n, k=1., alpha=scale, beta=.75) if kind == "across" else SameMapNorm(n, scale)
+    return "norm", LocalResponseNorm(n, k=1., alpha=scale, beta=.75) if kind == "across" else SameMapNorm(n,
+        scale)
 
 # %% ../../nbs/claims/small_nets.ipynb #4c2e82a3
 def _quicker(then: tuple) -> list:
@@ -171,7 +189,8 @@ def _parts(net: Net, activation: str, side: int) -> OrderedDict:
     parts, channels = OrderedDict(), 3
     for i, layer in enumerate(net.layers, 1):
         if layer.kind == "full": parts.setdefault("flat", nn.Flatten())
-        parts[f"fc{layer.maps}" if layer.kind == "full" else f"{layer.kind}{i}"] = _weighted(layer, channels, side)
+        parts[f"fc{layer.maps}" if layer.kind == "full" else f"{layer.kind}{i}"] = _weighted(layer, channels,
+                                                                                             side)
         for step in _quicker(layer.then):
             name, module = _following(step, activation)
             parts[f"{name}{i}"] = module
@@ -185,9 +204,11 @@ def build_net(name: str,                # one of `NETS`
               side: int | None = None,  # of the input, a multiple of 8; None: the network's own, 32 or 24
               seed: int | None = None   # of the weights; None: they come from torch's global generator
              ) -> nn.Sequential:
-    "A network of the authors: centred pixels (N, 3, side, side), about -128 to 127, to logits (N, 10). `ValueError` for an unknown name."
+    """A network of the authors: centred pixels (N, 3, side, side), about -128 to 127, to logits (N, 10).
+    `ValueError` for an unknown name."""
     if name not in NETS: raise ValueError(f"name is {name!r}; it must be one of {', '.join(NETS)}")
-    if activation not in _ACTIVATIONS: raise ValueError(f"activation is {activation!r}; it must be 'relu' or 'tanh'")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; it must be 'relu' or 'tanh'")
     side = NETS[name].side if side is None else side
     if side <= 0 or side % 8: raise ValueError(f"side is {side}; it must be a multiple of 8")
     with torch.device("meta"): net = nn.Sequential(_parts(NETS[name], activation, side))
@@ -231,8 +252,10 @@ def net_optimizer(net: nn.Sequential,        # from `build_net`, on the device w
                  ) -> torch.optim.SGD:
     "Momentum SGD in groups: each layer's weights with their own decay, and all biases, which do not decay."
     parts = [part for part in net if hasattr(part, "decay")]
-    groups = [{"params": [part.weight], "lr": rate, "weight_decay": part.decay if decay else 0., "kind": "weights"} for part in parts]
-    groups.append({"params": [part.bias for part in parts], "lr": bias_rate, "weight_decay": 0., "kind": "biases"})
+    groups = [{"params": [part.weight], "lr": rate, "weight_decay": part.decay if decay else 0.,
+               "kind": "weights"} for part in parts]
+    groups.append({"params": [part.bias for part in parts], "lr": bias_rate, "weight_decay": 0.,
+                   "kind": "biases"})
     fused = all(p.device.type in ("cpu", "cuda") for p in net.parameters())
     return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused)
 
@@ -240,7 +263,8 @@ def net_optimizer(net: nn.Sequential,        # from `build_net`, on the device w
 def set_rate(optimizer: torch.optim.SGD, # from `net_optimizer`, changed in place
              rate: float                 # above 0
             ) -> None:
-    "A new rate for the weights; the biases keep theirs. The velocity of the weights is carried over, as in the paper's rule."
+    """A new rate for the weights; the biases keep theirs. The velocity of the weights is carried over, as in
+    the paper's rule."""
     for group in optimizer.param_groups:
         if group["kind"] != "weights" or group["lr"] == rate: continue
         for p in group["params"]:
@@ -265,7 +289,8 @@ def train_epoch(net: nn.Sequential, optimizer: torch.optim.SGD,
                 luck: Tensor | None = None, # of `chances`; None for the centre
                 batch_size: int = 128
                ) -> tuple[float, float]:
-    "One pass in the given order. Mean loss and share of errors, counted on each minibatch before its update; not finite if training diverged."
+    """One pass in the given order. Mean loss and share of errors, counted on each minibatch before its
+    update; not finite if training diverged."""
     net.train()
     total = torch.zeros(2, device=pixels.device)
     luck = None if luck is None else luck.to(pixels.device)
@@ -284,7 +309,8 @@ def ten_views(pixels: Tensor, mean: Tensor, side: int # as in `cut`
     "Four corners and the centre, then the same five flipped: float32 (10, N, 3, side, side)."
     far = pixels.shape[-1] - side
     places = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
-    return torch.stack([cut(pixels, mean, side, torch.tensor([[*place, flip]]).expand(len(pixels), 3)) for flip in (0, 1) for place in places])
+    return torch.stack([cut(pixels, mean, side, torch.tensor([[*place, flip]]).expand(len(pixels), 3))
+                        for flip in (0, 1) for place in places])
 
 # %% ../../nbs/claims/small_nets.ipynb #5012a594
 @torch.no_grad()
@@ -292,7 +318,8 @@ def view_probabilities(net: nn.Sequential, pixels: Tensor, mean: Tensor, side: i
                        views: int = 10,       # or 1: the centre
                        batch_size: int = 500  # pictures at a time
                       ) -> Tensor:
-    "Probabilities (N, 10), averaged over the views of each picture. `ValueError` for another number of views."
+    """Probabilities (N, 10), averaged over the views of each picture. `ValueError` for another number of
+    views."""
     if views not in (1, 10): raise ValueError(f"views is {views}; it must be 1 or 10")
     was_training, parts = net.training, []
     net.eval()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_NAMES', 'Message', 'Wire', 'Tower', 'mixing_layers', 'TwoTowers', 'split_state', 'join_state', 'LayerTraffic',
-           'layer_traffic', 'data_parallel_bytes', 'model_parallel_bytes', 'ring_seconds']
+           'layer_traffic', 'data_parallel_bytes', 'model_parallel_bytes', 'ring_seconds', 'tower_gap']
 
 # %% ../../nbs/claims/two_towers.ipynb #801dac35
 import copy
@@ -20,7 +20,8 @@ from ..model import AlexNet, pad_input
 @dataclass(frozen=True)
 class Message:
     "A tensor that went from one tower to the other."
-    place: str   # the layer that reads it: 'conv3', 'fc6', 'fc7', 'fc8'; or 'logits', what tower 1 hands in at the end
+    # the layer that reads it: 'conv3', 'fc6', 'fc7', 'fc8'; or 'logits', what tower 1 hands in at the end
+    place: str
     way: str     # 'forward': activations; 'backward': the gradients of those
     sender: int  # the tower that sent it, 0 or 1
     numbers: int
@@ -41,7 +42,8 @@ class _Send(torch.autograd.Function):
 
 # %% ../../nbs/claims/two_towers.ipynb #f1eb246d
 class Wire:
-    "What joins two devices. All that goes from one tower to the other goes through `carry`, and is written down in `messages`."
+    """What joins two devices. All that goes from one tower to the other goes through `carry`, and is written
+    down in `messages`."""
     def __init__(self, devices=("cpu", "cpu")): # of tower 0 and of tower 1
         if len(devices) != 2: raise ValueError(f"two towers need two devices, got {devices!r}")
         self.devices = tuple(_device(d) for d in devices)
@@ -63,47 +65,60 @@ class Wire:
 
     def bytes(self, **which) -> int:
         "Bytes of the messages, or of those with `place`, `way` or `sender` as given."
-        return sum(m.bytes for m in self.messages if all(getattr(m, key) == value for key, value in which.items()))
+        return sum(m.bytes for m in self.messages
+                   if all(getattr(m, key) == value for key, value in which.items()))
 
 # %% ../../nbs/claims/two_towers.ipynb #2dcb52bc
 def _device(name) -> torch.device:
     "A device by its name; `ValueError` for a CUDA device that this machine has not."
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"no device {device} here: this machine has {count} CUDA devices; two towers also run on ('cpu', 'cpu')")
+        raise ValueError(f"no device {device} here: this machine has {count} CUDA devices; two towers also "
+                         "run on ('cpu', 'cpu')")
     return device
 
 # %% ../../nbs/claims/two_towers.ipynb #f038737b
 def _half(layer: nn.Module, tower: int, device: torch.device) -> nn.Module:
     "One tower's half of a layer, with copies of its weights, on the device."
-    if isinstance(layer, LocalResponseNorm): return LocalResponseNorm(layer.n, layer.k, layer.alpha, layer.beta, layer.alpha_is)
+    if isinstance(layer, LocalResponseNorm):
+        return LocalResponseNorm(layer.n, layer.k, layer.alpha, layer.beta, layer.alpha_is)
     if not isinstance(layer, (nn.Conv2d, nn.Linear)): return copy.deepcopy(layer)
     rows = len(layer.bias.tensor_split(2)[tower])
     if isinstance(layer, nn.Linear): half = nn.Linear(layer.in_features, rows, device="meta")
-    else: half = nn.Conv2d(layer.in_channels // layer.groups, rows, layer.kernel_size, layer.stride, layer.padding, device="meta")
-    for name, p in layer.named_parameters(): setattr(half, name, nn.Parameter(p.detach().tensor_split(2)[tower].to(device, copy=True), p.requires_grad))
+    else:
+        half = nn.Conv2d(layer.in_channels // layer.groups, rows, layer.kernel_size, layer.stride,
+                         layer.padding, device="meta")
+    for name, p in layer.named_parameters():
+        setattr(half, name, nn.Parameter(p.detach().tensor_split(2)[tower].to(device, copy=True),
+                                         p.requires_grad))
     return half
 
 # %% ../../nbs/claims/two_towers.ipynb #992e5ed6
 class Tower(nn.Module):
-    "One half of an `AlexNet` with two towers: the same layers under the same names, half of the kernels and units of each."
+    """One half of an `AlexNet` with two towers: the same layers under the same names, half of the kernels and
+    units of each."""
     def __init__(self, model: AlexNet, number: int, device: torch.device):
         super().__init__()
         self.features = nn.Sequential(*(_half(layer, number, device) for layer in model.features))
         self.classifier = nn.Sequential(*(_half(layer, number, device) for layer in model.classifier))
 
 # %% ../../nbs/claims/two_towers.ipynb #a6295ed8
-PAPER_NAMES = {f"features.{i}": f"conv{n}" for n, i in enumerate((0, 4, 8, 10, 12), 1)} | {f"classifier.{i}": f"fc{n}" for n, i in zip((6, 7, 8), (1, 4, 6))}
+PAPER_NAMES = {f"features.{i}": f"conv{n}" for n, i in enumerate((0, 4, 8, 10,
+                                                                  12), 1)} | {f"classifier.{i}": f"fc{n}"
+    for n, i in zip((6, 7, 8), (1, 4, 6))}
 
 def mixing_layers(model: AlexNet # with two towers
                  ) -> dict[str, str]:
-    "The layers that read what both towers have made: their paper's name by their place, such as 'conv3' by 'features.8'."
+    """The layers that read what both towers have made: their paper's name by their place, such as 'conv3' by
+    'features.8'."""
     mixes = lambda layer: isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-    return {place: name for place, name in PAPER_NAMES.items() if name != "conv1" and mixes(model.get_submodule(place))}
+    return {place: name for place, name in PAPER_NAMES.items() if name != "conv1"
+            and mixes(model.get_submodule(place))}
 
 # %% ../../nbs/claims/two_towers.ipynb #291809d6
 class TwoTowers(nn.Module):
-    "The paper's Figure 2: an `AlexNet(towers=2)` as two halves on two devices, which talk through `wire` alone. Images to logits on the first device. `ValueError` for a network with one tower."
+    """The paper's Figure 2: an `AlexNet(towers=2)` as two halves on two devices, which talk through `wire`
+    alone. Images to logits on the first device. `ValueError` for a network with one tower."""
     def __init__(self,
                  model: AlexNet,         # with `towers=2`; its weights are copied, and it stays as it was
                  devices=("cpu", "cpu")): # of tower 0 and of tower 1, such as ("cuda:0", "cuda:1")
@@ -129,23 +144,31 @@ class TwoTowers(nn.Module):
 def _check_towers(state: dict) -> None:
     "`ValueError` if these are not the weights of an `AlexNet` with two towers in one piece."
     try: maps, deep = len(state["features.0.weight"]), state["features.4.weight"].shape[1]
-    except KeyError as e: raise ValueError(f"these are not the weights of an AlexNet in one piece: {e.args[0]} is missing") from None
-    if deep * 2 != maps: raise ValueError(f"the network has one tower (a kernel of conv2 spans {deep} of {maps} maps); build it with towers=2")
+    except KeyError as e:
+        raise ValueError(f"these are not the weights of an AlexNet in one piece: "
+                         f"{e.args[0]} is missing") from None
+    if deep * 2 != maps:
+        raise ValueError(f"the network has one tower (a kernel of conv2 spans {deep} of {maps} maps); build "
+                         "it with towers=2")
 
 # %% ../../nbs/claims/two_towers.ipynb #be317605
 def split_state(state: dict # the state dict of an `AlexNet` with two towers
                ) -> dict:
-    "The same weights for `TwoTowers`: every tensor in two halves, which are views of it. `ValueError` if they belong to another network."
+    """The same weights for `TwoTowers`: every tensor in two halves, which are views of it. `ValueError` if
+    they belong to another network."""
     _check_towers(state)
     return {f"towers.{i}.{name}": t.tensor_split(2)[i] for i in (0, 1) for name, t in state.items()}
 
 # %% ../../nbs/claims/two_towers.ipynb #b4b1ad8d
 def join_state(state: dict # the state dict of `TwoTowers`
               ) -> dict:
-    "The same weights for an `AlexNet` with two towers, on the first tower's device. `ValueError` if they belong to another network."
-    halves = [{name.removeprefix(start): t for name, t in state.items() if name.startswith(start)} for start in ("towers.0.", "towers.1.")]
+    """The same weights for an `AlexNet` with two towers, on the first tower's device. `ValueError` if they
+    belong to another network."""
+    halves = [{name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
+              for start in ("towers.0.", "towers.1.")]
     if not halves[0] or halves[0].keys() != halves[1].keys() or len(state) != 2 * len(halves[0]):
-        raise ValueError("these are not the weights of two towers: every name begins with towers.0. or towers.1., and each is there twice")
+        raise ValueError("these are not the weights of two towers: every name begins with towers.0. or "
+                         "towers.1., and each is there twice")
     return {name: torch.cat([t, halves[1][name].to(t.device)]) for name, t in halves[0].items()}
 
 # %% ../../nbs/claims/two_towers.ipynb #9ece80eb
@@ -168,8 +191,11 @@ def layer_traffic(model: nn.Module, # any network; on the meta device it costs n
                  ) -> list[LayerTraffic]:
     "Parameters and inputs of every convolution and fully-connected layer, in the order of use."
     found, modes = [], {layer: layer.training for layer in model.modules()}
-    def note(name): return lambda layer, args: found.append(LayerTraffic(name, sum(p.numel() for p in layer.parameters()), args[0][0].numel()))
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    def note(name):
+        return lambda layer, args: found.append(LayerTraffic(name, sum(p.numel() for p in layer.parameters()),
+                                                             args[0][0].numel()))
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in model.named_modules()
+             if isinstance(layer, (nn.Conv2d, nn.Linear))]
     try: model.eval()(image)
     finally:
         for layer, mode in modes.items(): layer.training = mode  # each its own: some may be frozen
@@ -182,7 +208,8 @@ def data_parallel_bytes(layers: list[LayerTraffic], devices: int, itemsize: int 
     return 2 * (devices - 1) / devices * itemsize * sum(layer.params for layer in layers)
 
 def model_parallel_bytes(layers: list[LayerTraffic], batch: int, devices: int, itemsize: int = 4) -> float:
-    "Bytes that each device sends in a step of `batch` images in all if every device has a share of each layer's outputs."
+    """Bytes that each device sends in a step of `batch` images in all if every device has a share of each
+    layer's outputs."""
     return 2 * (devices - 1) / devices * itemsize * batch * sum(layer.inputs for layer in layers)
 
 # %% ../../nbs/claims/two_towers.ipynb #c2ec322e
@@ -193,3 +220,14 @@ def ring_seconds(nbytes: float,          # of a row: 4 a parameter in float32
                 ) -> float:
     "How long an all-reduce in a ring takes, if nothing else is going on."
     return 2 * (devices - 1) / devices * nbytes / bandwidth + 2 * (devices - 1) * latency
+
+# %% ../../nbs/claims/two_towers.ipynb #9d5d1da8
+def tower_gap(values: Tensor,       # (K,), the first tower's first
+              shuffles: int = 10_000,
+              seed: int = 0
+             ) -> tuple[float, float]:
+    "How far the means of the two halves lie apart, and the share of random halvings that differ as much."
+    half, generator = len(values) // 2, torch.Generator().manual_seed(seed)
+    gap = lambda v: (v[..., :half].mean(-1) - v[..., half:].mean(-1)).abs()
+    order = torch.rand(shuffles, len(values), generator=generator).argsort(1)
+    return gap(values).item(), (gap(values[order]) >= gap(values) - 1e-9).float().mean().item()

@@ -93,13 +93,17 @@ def usual_job(task: Task) -> Job:
 
 # %% ../../nbs/engine/bench_tasks.ipynb #b0524f4f
 def our_run(task: Task) -> Run:
-    "A training run of the library's as `alexnet_train` makes it, on drawings; parts that the task does not want are put back to the usual ones."
+    """A training run of the library's as `alexnet_train` makes it, on drawings; parts that the task does not
+    want are put back to the usual ones."""
     device = torch.device(task.device)
     run = start(make_config(dict(
-        model=dict(width=task.width), training=dict(batch_size=task.batch, learning_rate=0.001, warmup_steps=0),
-        data=dict(dataset="drawings", train_images=task.batch, val_images=10, test_images=10, num_workers=task.workers,
+        model=dict(width=task.width), training=dict(batch_size=task.batch, learning_rate=0.001,
+                                                    warmup_steps=0),
+        data=dict(dataset="drawings", train_images=task.batch, val_images=10, test_images=10,
+                  num_workers=task.workers,
                   loader="device" if task.on_device else "workers"),
-        device=dict(use_cuda=device.type == "cuda", device_ids=[device.index or 0], channels_last=task.channels_last, reuse_memory=False,
+        device=dict(use_cuda=device.type == "cuda", device_ids=[device.index or 0],
+                    channels_last=task.channels_last, reuse_memory=False,
                     precision={"tf32": "fp32", "default": "fp32"}.get(task.precision, task.precision)))))
     if not task.own_lrn:
         for i in (2, 6): run.model.features[i] = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
@@ -136,11 +140,14 @@ def folder_job(task: Task) -> Job:
     files, device = image_files(task.folder), torch.device(task.device)
     if not task.ours:
         model = usual_alexnet(width=task.width).to(device)
-        return Job(lambda: usual_predict(model, files), len(files), lambda: usual_predict(model, files[:64]), model)
+        return Job(lambda: usual_predict(model, files), len(files), lambda: usual_predict(model, files[:64]),
+                   model)
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(path := Path(folder) / "network.pkl", checkpoint_of(our_run(task)))
-        classifier = load_classifier(path, device, precision="fp32" if task.precision == "tf32" else task.precision)
-    return Job(lambda: list(predict_files(classifier, files)), len(files), lambda: list(predict_files(classifier, files[:64])), classifier.model)
+        classifier = load_classifier(path, device, precision="fp32" if task.precision == "tf32"
+                                     else task.precision)
+    return Job(lambda: list(predict_files(classifier, files)), len(files),
+               lambda: list(predict_files(classifier, files[:64])), classifier.model)
 
 # %% ../../nbs/engine/bench_tasks.ipynb #17dc9162
 def make_job(task: Task) -> Job:

@@ -61,7 +61,8 @@ class _Stored(BaseModel):
     epoch: _Count = 0
     total_steps: _Count = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")] = "run-001"  # the name of a folder, which leads nowhere else
+    # the name of a folder, which leads nowhere else
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")] = "run-001"
     classes: list[_ClassName] | tuple[_ClassName, ...] = []
     progress: _StoredProgress = _StoredProgress()
     recipe: _StoredRecipe | None = None
@@ -78,19 +79,24 @@ def _check_parts(path: Path, checkpoint: dict) -> None:
     try: _Stored.model_validate(checkpoint)
     except ValidationError as e:
         error = e.errors()[0]
-        where, message = ".".join(str(part) for part in error["loc"] if "[" not in str(part))[:100], error["msg"]
-        raise InputError(f"{path}: its {where} is {brief(error['input'])}; {message[0].lower()}{message[1:]}; give another checkpoint") from None
+        where, message = ".".join(str(part) for part in error["loc"]
+                                  if "[" not in str(part))[:100], error["msg"]
+        raise InputError(f"{path}: its {where} is {brief(error['input'])}; "
+                         f"{message[0].lower()}{message[1:]}; give another checkpoint") from None
 
 # %% ../../nbs/engine/checkpoint.ipynb #e56b81cd
 def read_checkpoint(path: str | Path,
-                    mapped: bool = False # leave tensors in the file until they are used, for those who copy the few they need
+                    mapped: bool = False # leave tensors in the file until they are used
                    ) -> dict:
-    "A checkpoint, on the CPU, read with `weights_only=True` after its claims were checked. Raises `InputError` for whatever is not one."
+    """A checkpoint, on the CPU, read with `weights_only=True` after its claims were checked. Raises
+    `InputError` for whatever is not one."""
     path = Path(path)
     checkpoint = load_safely(path, file_size(path), mapped)
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
-        raise InputError(f"{path}: holds no 'model' with the network's weights; give a checkpoint that alexnet_train wrote")
+    if not (isinstance(state, dict) and state
+            and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
+        raise InputError(f"{path}: holds no 'model' with the network's weights; give a checkpoint that "
+                         "alexnet_train wrote")
     _check_parts(path, checkpoint)
     checkpoint["model"] = {name.removeprefix("module."): value for name, value in state.items()}
     return checkpoint
@@ -98,25 +104,30 @@ def read_checkpoint(path: str | Path,
 # %% ../../nbs/engine/checkpoint.ipynb #3f3738fa
 def load_classifier(path: str | Path,                     # a checkpoint
                     device: torch.device | None = None,   # None: CUDA, else MPS, else the CPU
-                    lacking: dict | None = None,          # arguments of `AlexNet` for what the checkpoint does not tell
-                    precision: str = "fp32",              # the weights': 'auto', 'fp32', 'bf16' or 'fp16', see `pick_precision`
-                    channels_last: bool = True            # keep the channels of a pixel side by side in memory
+                    lacking: dict | None = None,          # arguments of `AlexNet` that the checkpoint lacks
+                    precision: str = "fp32",              # the weights', see `pick_precision`
+                    channels_last: bool = True  # keep the channels of a pixel side by side in memory
                    ) -> Classifier:
     "A checkpoint, ready to predict. Raises `InputError` if it is not one."
     device = device or pick_device()
-    dtype, layout = pick_precision(precision, device), torch.channels_last if channels_last else torch.contiguous_format
+    dtype, layout = pick_precision(precision,
+                                   device), torch.channels_last if channels_last else torch.contiguous_format
     checkpoint = read_checkpoint(path, mapped=True)
     checkpoint["model"] = {name: weight.clone() for name, weight in checkpoint["model"].items()}
     model, classes = build_model(checkpoint, path, lacking), stored_classes(checkpoint)
     if len(classes) != (outputs := model.classifier[-1].out_features):
-        raise InputError(f"{path}: names {len(classes)} classes, but the network has {outputs} outputs; give another checkpoint")
-    return Classifier(model.to(device, dtype, memory_format=layout).eval(), stored_recipe(checkpoint, model.image_dim), classes, device)
+        raise InputError(f"{path}: names {len(classes)} classes, but the network has {outputs} outputs; "
+                         "give another checkpoint")
+    return Classifier(model.to(device, dtype, memory_format=layout).eval(),
+                      stored_recipe(checkpoint, model.image_dim), classes, device)
 
 # %% ../../nbs/engine/checkpoint.ipynb #99a15c84
 def random_state() -> dict:
     "The states of torch's, NumPy's and Python's generators, as tensors and plain types."
     name, keys, *rest = np.random.get_state()
-    return dict(torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # the current GPU's
+    # the current GPU's
+    return dict(torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_available()
+                else [],
                 numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest), python=random.getstate())
 
 # %% ../../nbs/engine/checkpoint.ipynb #8dc07dee
@@ -124,13 +135,15 @@ def set_random_state(state: dict) -> None:
     "Put back what `random_state` took. Raises `InputError` for anything else."
     try:
         name, keys, position, *rest = state["numpy"]
-        if not 0 <= position <= 624: raise ValueError("NumPy does not check it, and would read beyond its memory")
+        if not 0 <= position <= 624:
+            raise ValueError("NumPy does not check it, and would read beyond its memory")
         torch.set_rng_state(state["torch"])
         if state["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state(state["cuda"][0])
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, *rest))
         random.setstate(state["python"])
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError):
-        raise InputError("the checkpoint's random states are not those of torch, NumPy and Python; resume from another checkpoint") from None
+        raise InputError("the checkpoint's random states are not those of torch, NumPy and Python; resume "
+                         "from another checkpoint") from None
 
 # %% ../../nbs/engine/checkpoint.ipynb #e4aff03c
 def architecture(checkpoint: dict, path="checkpoint") -> dict:
@@ -143,8 +156,10 @@ def architecture(checkpoint: dict, path="checkpoint") -> dict:
     try:
         return dict(num_classes=len(state["classifier.6.bias"]), width=len(state["classifier.1.bias"]) / 4096,
                     towers=len(state["features.0.bias"]) // state["features.4.weight"].shape[1],
-                    without=[name for name, i in (("conv3", 8), ("conv4", 10), ("conv5", 12)) if f"features.{i}.weight" not in state])
-    except (KeyError, ZeroDivisionError, TypeError, IndexError): raise InputError(f"{path}: its weights are not those of this AlexNet") from None
+                    without=[name for name, i in (("conv3", 8), ("conv4", 10), ("conv5", 12))
+                             if f"features.{i}.weight" not in state])
+    except (KeyError, ZeroDivisionError, TypeError, IndexError):
+        raise InputError(f"{path}: its weights are not those of this AlexNet") from None
 
 # %% ../../nbs/engine/checkpoint.ipynb #e6d3684d
 def build_model(checkpoint: dict, path="checkpoint",
@@ -154,7 +169,8 @@ def build_model(checkpoint: dict, path="checkpoint",
     arguments = (lacking or {}) | architecture(checkpoint, path)
     try:
         with torch.device("meta"): model = AlexNet(**arguments)  # shapes without memory
-        if not all(weight.is_floating_point() for weight in checkpoint["model"].values()): raise TypeError("not numbers with a point")
+        if not all(weight.is_floating_point() for weight in checkpoint["model"].values()):
+            raise TypeError("not numbers with a point")
         model.load_state_dict(checkpoint["model"], assign=True)
     except (RuntimeError, ValueError, TypeError, OverflowError):
         raise InputError(f"{path}: its weights do not fit the network it describes") from None
@@ -165,51 +181,64 @@ def stored_recipe(checkpoint: dict, image_dim: int = 227) -> Recipe:
     "The way from pictures to tensors that a checkpoint stores, else the usual one."
     if checkpoint.get("recipe") is None: return usual_recipe(image_dim)
     recipe = Recipe(**checkpoint["recipe"])
-    if recipe.size != image_dim: raise InputError(f"the checkpoint's recipe gives pictures of {recipe.size} pixels, its network takes {image_dim}; give another checkpoint")
+    if recipe.size != image_dim:
+        raise InputError(f"the checkpoint's recipe gives pictures of {recipe.size} pixels, its network "
+                         f"takes {image_dim}; give another checkpoint")
     return recipe
 
 
 def stored_classes(checkpoint: dict) -> tuple[str, ...]:
     "The class names in the order of the outputs: stored, else CIFAR-10's if there are ten, else numbers."
-    if (last := checkpoint["model"].get("classifier.6.bias")) is None: raise InputError("the checkpoint's weights are not those of this AlexNet; give another")
+    if (last := checkpoint["model"].get("classifier.6.bias")) is None:
+        raise InputError("the checkpoint's weights are not those of this AlexNet; give another")
     n = last.numel()
     return tuple(checkpoint.get("classes") or (CLASSES if n == len(CLASSES) else map(str, range(n))))
 
 # %% ../../nbs/engine/checkpoint.ipynb #94d2b571
 def group_state(state: dict, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:
-    "An optimizer state in our two groups: momentum and rate; one with a single group is mapped by the order of the parameters. Raises `ValueError` if it does not fit."
+    """An optimizer state in our two groups: momentum and rate; one with a single group is mapped by the order
+    of the parameters. Raises `ValueError` if it does not fit."""
     groups, ours = state["param_groups"], optimizer.state_dict()["param_groups"]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     order = [i for group in groups for i in group["params"]]
-    if len(order) != len(params) or len(groups) not in (1, len(ours)): raise ValueError("another number of parameters")
+    if len(order) != len(params) or len(groups) not in (1, len(ours)):
+        raise ValueError("another number of parameters")
     if len(groups) == 1:
         place = {id(p): i for i, p in enumerate(model.parameters())}
         order = [order[place[id(p)]] for p in params]
     rates = [float(group["lr"]) for group in groups] * (len(ours) if len(groups) == 1 else 1)
     if not all(0 <= rate < math.inf for rate in rates): raise ValueError("a rate that is none")
     found = [state["state"].get(i, {}).get("momentum_buffer") for i in order]
-    momentum = [torch.zeros_like(p) if m is None else m for m, p in zip(found, params)]  # none yet: torch starts from zero as well
-    if any(m.shape != p.shape or not m.is_floating_point() for m, p in zip(momentum, params)): raise ValueError("of another shape")
-    return dict(state={} if all(m is None for m in found) else {i: {"momentum_buffer": m} for i, m in enumerate(momentum)},
+    # none yet: torch starts from zero as well
+    momentum = [torch.zeros_like(p) if m is None else m for m, p in zip(found, params)]
+    if any(m.shape != p.shape or not m.is_floating_point() for m, p in zip(momentum, params)):
+        raise ValueError("of another shape")
+    return dict(state={} if all(m is None for m in found)
+                else {i: {"momentum_buffer": m} for i, m in enumerate(momentum)},
                 param_groups=[group | {"lr": rate} for group, rate in zip(ours, rates)])
 
 # %% ../../nbs/engine/checkpoint.ipynb #ea194346
 def rates_by_group(state: dict, groups: int) -> dict:
     "A scheduler state with a rate for each of our groups; one that knows a single group's gives it to all."
-    rates = {key: state[key] * groups for key in ("base_lrs", "_last_lr") if key in state and len(state[key]) == 1}
+    rates = {key: state[key] * groups for key in ("base_lrs", "_last_lr") if key in state
+             and len(state[key]) == 1}
     return state | rates
 
 # %% ../../nbs/engine/checkpoint.ipynb #9144585c
 def schedule_state(state: dict, scheduler) -> dict:
-    "What a scheduler of this kind keeps, out of a stored state. Raises `ValueError` for what is not a number of the right kind."
-    def number(x, mine): return type(x) in (type(mine), int) and 0 <= x < 2**53  # also refuses what is not finite
+    """What a scheduler of this kind keeps, out of a stored state. Raises `ValueError` for what is not a
+    number of the right kind."""
+    # also refuses what is not finite
+    def number(x, mine): return type(x) in (type(mine), int) and 0 <= x < 2**53
     def fits(theirs, mine):
         if not isinstance(mine, list): return number(theirs, mine)
         return isinstance(theirs, list) and len(theirs) == len(mine) and all(number(x, 0.0) for x in theirs)
     ours = scheduler.state_dict()
     kept = {key: value for key, value in state.items() if key in ours}
-    if not all(value == ours[key] or fits(value, ours[key]) for key, value in kept.items()): raise ValueError("not the state of a schedule")
-    if 0 in (kept.get(key) for key in ("step_size", "gamma", "factor")): raise ValueError("divides by nothing")
+    if not all(value == ours[key] or fits(value, ours[key]) for key, value in kept.items()):
+        raise ValueError("not the state of a schedule")
+    if 0 in (kept.get(key) for key in ("step_size", "gamma", "factor")):
+        raise ValueError("divides by nothing")
     return kept
 
 # %% ../../nbs/engine/checkpoint.ipynb #218a6186
@@ -218,4 +247,5 @@ def match_layout(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             buffer = optimizer.state.get(p, {}).get("momentum_buffer")
-            if buffer is not None and buffer.stride() != p.stride(): optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+            if buffer is not None and buffer.stride() != p.stride():
+                optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)

@@ -125,25 +125,32 @@ class Config(Section):
     def _one_data_root(self):
         a, b = self.data.data_dir, self.paths.input_root_dir
         if a and b and Path(a) != Path(b):
-            raise ValueError(f"data.data_dir is {brief(a)} and paths.input_root_dir is {brief(b)}: they mean one place, give one of them")
+            raise ValueError(f"data.data_dir is {brief(a)} and paths.input_root_dir is {brief(b)}: they "
+                             "mean one place, give one of them")
         self.data.data_dir, self.paths.input_root_dir = a or b or "alexnet_data_in", None
         return self
 
 # %% ../../nbs/engine/config.ipynb #108f5d84
 class _YamlLoader(yaml.SafeLoader):
-    "SafeLoader that reads `1e-3` as a float, as YAML 1.2 does and PyYAML does not, refuses a key given twice, and repeats single values only."
+    """SafeLoader that reads `1e-3` as a float, as YAML 1.2 does and PyYAML does not, refuses a key given
+    twice, and repeats single values only."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             if not isinstance(self.anchors.get(event.anchor), (yaml.ScalarNode, type(None))):
-                raise yaml.constructor.ConstructorError(None, None, "an alias may repeat a single value, no list and no section", event.start_mark)
+                raise yaml.constructor.ConstructorError(None, None,
+                                                        "an alias may repeat a single value, no list and no "
+                                                        "section", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen: set = set()
         for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
-            if key.value in seen: raise yaml.constructor.ConstructorError(None, None, f"the key {brief(key.value)} is given twice", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None,
+                                                        f"the key {brief(key.value)} is given twice",
+                                                        key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -159,19 +166,24 @@ def parse_yaml(text: str,           # YAML
                name: str = "config" # what to call it in an error
               ) -> Any:
     "The value of a YAML text; raises `InputError` with the line where it stops being YAML."
-    if len(text) > MOST_YAML: raise InputError(f"{name}: is longer than {MOST_YAML:,} letters, which no config needs; shorten it")
+    if len(text) > MOST_YAML:
+        raise InputError(f"{name}: is longer than {MOST_YAML:,} letters, which no config needs; shorten it")
     try:
         return yaml.load(text, _YamlLoader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise InputError(f"{where}: not valid YAML ({getattr(e, 'problem', None) or 'unreadable character'})") from None
-    except (ValueError, RecursionError, OverflowError) as e:  # a date such as 2012-13-45, or brackets without end
+        problem = getattr(e, "problem", None) or "unreadable character"
+        raise InputError(f"{where}: not valid YAML ({problem})") from None
+    # a date such as 2012-13-45, or brackets without end
+    except (ValueError, RecursionError, OverflowError) as e:
         raise InputError(f"{name}: not valid YAML ({e})") from None
-    except (AttributeError, LookupError, TypeError): raise InputError(f"{name}: not valid YAML (a value is not of the type that its tag names)") from None
+    except (AttributeError, LookupError, TypeError):
+        raise InputError(f"{name}: not valid YAML (a value is not of the type that its tag names)") from None
 
 # %% ../../nbs/engine/config.ipynb #56e87f30
-_PACKAGE = Path(str(files("alexnet_nb")))   # where the library is installed, also when this runs in the notebook
+# where the library is installed, also when this runs in the notebook
+_PACKAGE = Path(str(files("alexnet_nb")))
 CONFIG_DIR = _PACKAGE / "configs"
 
 # %% ../../nbs/engine/config.ipynb #b1592dd8
@@ -184,7 +196,9 @@ def config_path(source: str | Path # a name such as `quick`, or a path
     if path.is_dir(): raise InputError(f"{source}: is a folder, not a config file")
     if not path.exists():
         raise InputError(f"{source}: no such config; give a YAML file or one of {', '.join(shipped)}")
-    if not path.is_file(): raise InputError(f"{source}: is not a file; give a YAML file or one of {', '.join(shipped)}")  # a pipe would be waited for
+    # a pipe would be waited for
+    if not path.is_file():
+        raise InputError(f"{source}: is not a file; give a YAML file or one of {', '.join(shipped)}")
     return path
 
 # %% ../../nbs/engine/config.ipynb #cd444efe
@@ -194,11 +208,13 @@ def read_config_file(source: str | Path # a name such as `quick`, or a path
     path = config_path(source)
     try:
         with open(path, encoding="utf-8") as file: text = file.read(MOST_YAML + 1)
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path}: cannot be read ({e.__class__.__name__})") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read ({e.__class__.__name__})") from None
     given = parse_yaml(text, str(path))
     if given is None: raise InputError(f"{path}: is empty; leave out --config to use the defaults")
     if not isinstance(given, dict):
-        raise InputError(f"{path}: the top level is a {type(given).__name__}; it must be sections such as 'training:'")
+        raise InputError(f"{path}: the top level is a {type(given).__name__}; it must be sections such as "
+                         "'training:'")
     return given
 
 # %% ../../nbs/engine/config.ipynb #ea7dc320
@@ -236,10 +252,12 @@ def make_config(given: dict,          # sections of keys
 
 # %% ../../nbs/engine/config.ipynb #2fac024f
 def _drop_other_root(merged: dict, layer: dict) -> None:
-    "`data.data_dir` and `paths.input_root_dir` mean one place: a later layer's spelling beats an earlier one's."
+    """`data.data_dir` and `paths.input_root_dir` mean one place: a later layer's spelling beats an earlier
+    one's."""
     roots = ("data", "data_dir"), ("paths", "input_root_dir")
     for (section, key), (other, its_key) in (roots, roots[::-1]):
-        if isinstance(layer.get(section), dict) and layer[section].get(key) and isinstance(merged.get(other), dict):
+        if isinstance(layer.get(section), dict) and layer[section].get(key) and isinstance(merged.get(other),
+                                                                                           dict):
             merged[other] = {k: v for k, v in merged[other].items() if k != its_key}
 
 
@@ -269,7 +287,8 @@ def parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
 
 # %% ../../nbs/engine/config.ipynb #c159d766
 def given_values(source: str | Path | None = None, overrides=()) -> dict:
-    "What a config file and the command line say, the command line stronger, as a dictionary of sections; its values are not yet checked."
+    """What a config file and the command line say, the command line stronger, as a dictionary of sections;
+    its values are not yet checked."""
     return merge(read_config_file(source) if source is not None else {}, parse_overrides(overrides))
 
 
@@ -282,9 +301,11 @@ def load_config(source: str | Path | None = None, # a name, a path, or None for 
 
 # %% ../../nbs/engine/config.ipynb #5b7c88f9
 def prediction_options(source: str | Path | None = None, overrides: Iterable[str] = ()) -> dict:
-    "What predicting takes from a config, in plain values: the device, the precision, and a network where a file tells none."
+    """What predicting takes from a config, in plain values: the device, the precision, and a network where a
+    file tells none."""
     cfg = load_config(source, overrides)
-    return dict(device=pick_device(cfg.device.use_cuda, cfg.device.device_ids), precision=cfg.device.precision,
+    return dict(device=pick_device(cfg.device.use_cuda, cfg.device.device_ids),
+                precision=cfg.device.precision,
                 channels_last=cfg.device.channels_last, reuse_memory=cfg.device.reuse_memory,
                 lacking=cfg.model.model_dump())
 

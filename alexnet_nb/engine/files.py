@@ -29,7 +29,8 @@ from ..base.errors import InputError, RunError
 def replacing(path: Path,
               setting: str = "paths.checkpoint_dir" # that names the place, for the error line
              ) -> Iterator[Path]:
-    "A name beside `path` to write to. If all goes well it becomes `path`; if not it is removed, and the former file is as it was."
+    """A name beside `path` to write to. If all goes well it becomes `path`; if not it is removed, and the
+    former file is as it was."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # taken away meanwhile, perhaps
@@ -39,12 +40,15 @@ def replacing(path: Path,
     except (OSError, RuntimeError) as e:
         number = _cause(e, path.parent)
         reason = os.strerror(number) if number else str(e).splitlines()[0]
-        raise (Away if number in _CUT_OFF else RunError)(f"{path}: could not be written ({reason}); free some space or choose another {setting}") from None
+        raise (Away if number in _CUT_OFF
+               else RunError)(f"{path}: could not be written ({reason}); free some space or choose another "
+                              f"{setting}") from None
     finally:
         with suppress(OSError): part.unlink(missing_ok=True)
 
 # %% ../../nbs/engine/files.ipynb #4e5fc4cc
-_CUT_OFF = {getattr(errno, name, None) for name in ("ENOTCONN", "EIO", "ENODEV", "ENXIO", "ESTALE", "ETIMEDOUT", "EHOSTDOWN")} - {None}
+_NAMES = "ENOTCONN EIO ENODEV ENXIO ESTALE ETIMEDOUT EHOSTDOWN"  # not every system has them all
+_CUT_OFF = {getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name)}
 
 
 class Away(RunError):
@@ -52,14 +56,16 @@ class Away(RunError):
 
 
 def _cause(error: OSError | RuntimeError, folder: Path) -> int | None:
-    "The operating system's number for what went wrong; torch's writer names none, so there the disk is asked."
+    """The operating system's number for what went wrong; torch's writer names none, so there the disk is
+    asked."""
     if isinstance(error, OSError): return error.errno
     try: return errno.ENOSPC if shutil.disk_usage(folder).free < 2**16 else None
     except OSError as e: return e.errno
 
 # %% ../../nbs/engine/files.ipynb #d2d93a6c
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    "Write all of it under another name, then rename: the former file is whole until the new one is. Raises `RunError`."
+    """Write all of it under another name, then rename: the former file is whole until the new one is. Raises
+    `RunError`."""
     with replacing(Path(path)) as part, open(part, "wb") as f:
         torch.save(checkpoint, f)
         f.flush()
@@ -67,7 +73,8 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 
 # %% ../../nbs/engine/files.ipynb #3398e6c0
 def copy_checkpoint(source: Path, target: Path) -> None:
-    "The same file under a second name; files are replaced whole, never changed, so they can share their bytes."
+    """The same file under a second name; files are replaced whole, never changed, so they can share their
+    bytes."""
     with replacing(target) as part:
         try: os.link(source, part)
         except OSError: shutil.copyfile(source, part)  # a file system without hard links
@@ -77,7 +84,8 @@ def save_json(path: Path, values: dict,
               setting: str,              # that names the place, for the error line
               indent: int | None = None
              ) -> None:
-    "A JSON file, written as a checkpoint is. Raises `RunError`, and `ValueError` for NaN, which JSON does not know."
+    """A JSON file, written as a checkpoint is. Raises `RunError`, and `ValueError` for NaN, which JSON does
+    not know."""
     with replacing(path, setting) as part, open(part, "w", encoding="utf-8") as f:
         json.dump(values, f, indent=indent, allow_nan=False)
         f.flush()
@@ -85,7 +93,8 @@ def save_json(path: Path, values: dict,
 
 # %% ../../nbs/engine/files.ipynb #e65108c2
 def remove_leftovers(folder: str | Path) -> None:
-    "Remove what a run that was killed while saving left half written; for those who hold the folder, see `lock_folders`."
+    """Remove what a run that was killed while saving left half written; for those who hold the folder, see
+    `lock_folders`."""
     for name in ("alexnet_*", "results.json", "curves.png", "config.yaml", "steps.jsonl", "epochs.jsonl"):
         for part in Path(folder).glob(f".{name}.*.part"):
             with suppress(OSError): part.unlink()
@@ -107,22 +116,28 @@ def _if_there(act: Callable[[], None]) -> None:
 
 # %% ../../nbs/engine/files.ipynb #2b3a3e2b
 def lock_folders(*folders: str | Path,
-                 launch: str | None = None # the same for all starts of one run: then the time of the first one stays
+                 launch: str | None = None # the same for all starts of one run: the first one's time stays
                 ) -> ExitStack:
-    "Keep other runs out until the stack is closed. Raises `InputError` that names the run which has one of the folders."
+    """Keep other runs out until the stack is closed. Raises `InputError` that names the run which has one of
+    the folders."""
     with ExitStack() as taken:
         for folder in dict.fromkeys(Path(f).resolve() for f in folders):
             old = read_held(folder)
             lock = FileLock(folder / ".running.lock")
             try: lock.acquire(timeout=0)
             except Timeout:
-                who = f"process {old.get('process', '?')} on {old.get('machine', '?')}, since {old.get('started', '?')}"
-                raise InputError(f"{folder}: another run writes there ({who}); wait for it, stop it, or choose another folder") from None
+                process, machine, since = (old.get(key, "?") for key in ("process", "machine", "started"))
+                who = f"process {process} on {machine}, since {since}"
+                raise InputError(f"{folder}: another run writes there ({who}); wait for it, stop it, or "
+                                 "choose another folder") from None
             taken.callback(_if_there, lock.release)
-            since = old["since"] if launch and old.get("launch") == launch and isinstance(old.get("since"), float) else time.time()
-            held = dict(process=os.getpid(), machine=socket.gethostname(), started=time.strftime("%Y-%m-%d %H:%M:%S"), since=since, launch=launch)
+            since = (old["since"] if launch and old.get("launch") == launch
+                     and isinstance(old.get("since"), float) else time.time())
+            held = dict(process=os.getpid(), machine=socket.gethostname(),
+                        started=time.strftime("%Y-%m-%d %H:%M:%S"), since=since, launch=launch)
             (folder / HELD).write_text(json.dumps(held), encoding="utf-8")
-            if launch is None: taken.callback(_if_there, (folder / HELD).unlink)  # else the next start wants to read it
+            # else the next start wants to read it
+            if launch is None: taken.callback(_if_there, (folder / HELD).unlink)
         return taken.pop_all()
 
 # %% ../../nbs/engine/files.ipynb #cf8c40f7
@@ -135,7 +150,8 @@ def file_system(folder: Path) -> int:
 # %% ../../nbs/engine/files.ipynb #469d196a
 @dataclass
 class CheckpointFolder:
-    "Where a run's checkpoints go: to `folder` or, while its disk is away, to `spare`, if that is on another one."
+    """Where a run's checkpoints go: to `folder` or, while its disk is away, to `spare`, if that is on another
+    one."""
     folder: Path
     spare: Path
     away: bool = False
@@ -151,11 +167,14 @@ class CheckpointFolder:
         "Call `write` with the folder to write to. Raises `RunError`."
         try:
             _look(self)
-            for path in self.spare.glob("alexnet_*.pkl") if self.away else (): copy_checkpoint(path, self.folder / path.name)
+            for path in self.spare.glob("alexnet_*.pkl") if self.away else ():
+                copy_checkpoint(path, self.folder / path.name)
             write(self.folder)
         except Away as e:
             if file_system(self.spare) == self.home: raise  # away too
-            if not self.away: print(f"{e}; training goes on, and saves in {self.spare} until {self.folder} is back", file=sys.stderr)
+            if not self.away:
+                print(f"{e}; training goes on, and saves in {self.spare} until {self.folder} is back",
+                      file=sys.stderr)
             self.away = True
             write(self.spare)
         else:
@@ -165,7 +184,8 @@ class CheckpointFolder:
 def _look(place: CheckpointFolder) -> None:
     "Raises `Away` if the folder is not on the file system where this run left it."
     if (number := file_system(place.folder)) == place.home: return
-    if read_held(place.folder).get("process") != os.getpid(): raise Away(f"{place.folder}: its disk is not there")
+    if read_held(place.folder).get("process") != os.getpid():
+        raise Away(f"{place.folder}: its disk is not there")
     place.home = number
 
 
@@ -177,14 +197,17 @@ def _leave_spare(place: CheckpointFolder) -> None:
 
 # %% ../../nbs/engine/files.ipynb #9491038e
 def check_writable(*folders: str | Path, where: str = "under paths") -> None:
-    "Make the folders. Raises `InputError` for one that cannot be written to, and says where to choose another."
+    """Make the folders. Raises `InputError` for one that cannot be written to, and says where to choose
+    another."""
     for folder in map(Path, folders):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".writable.{os.getpid()}"
             probe.touch()
             probe.unlink()
-        except OSError as e: raise InputError(f"{folder}: cannot be written to ({e.strerror}); choose another folder {where}") from None
+        except OSError as e:
+            raise InputError(f"{folder}: cannot be written to ({e.strerror}); "
+                             f"choose another folder {where}") from None
 
 # %% ../../nbs/engine/files.ipynb #9f48fbd3
 def launch_name() -> str | None:

@@ -33,38 +33,48 @@ class _Claim(ValueError):
 
 
 def _check_end(file: BinaryIO, size: int) -> None:
-    "Raise `_Claim` unless the zip's directory, of at most 1 MB, ends where its end record begins, and nothing follows that."
+    """Raise `_Claim` unless the zip's directory, of at most 1 MB, ends where its end record begins, and
+    nothing follows that."""
     file.seek(max(0, size - 98))
-    tail = file.read().rjust(98, b"\0")  # 56 bytes: the directory's place, in 64 bits; 20: where those 56 are; 22: the end record
-    signature, *_, length, start, comment = struct.unpack("<4s4H2LH", tail[-22:])  # length and start are the directory's
+    # 56 bytes: the directory's place, in 64 bits; 20: where those 56 are; 22: the end record
+    tail = file.read().rjust(98, b"\0")
+    # length and start are the directory's
+    signature, *_, length, start, comment = struct.unpack("<4s4H2LH", tail[-22:])
     end, found = size - 22, signature == b"PK\5\6" and not comment
     if tail[56:60] == b"PK\6\7":  # the form for large files, which torch always writes
         end = size - 98
         *_, length, start = struct.unpack("<4sQ2H2L4Q", tail[:56])
         found &= tail[:4] == b"PK\6\6" and struct.unpack("<Q", tail[64:72]) == (end,)
-    if not found or start + length != end or length > 2**20: raise _Claim(f"{_DAMAGED}: its directory is not where it should be")
+    if not found or start + length != end or length > 2**20:
+        raise _Claim(f"{_DAMAGED}: its directory is not where it should be")
 
 # %% ../../nbs/engine/safe_loading.ipynb #f81fb220
-_MOST_PICKLE = 2**19  # bytes; most of a checkpoint's are random states, one for each process: enough for a hundred
+# bytes; most of a checkpoint's are random states, one for each process: enough for a hundred
+_MOST_PICKLE = 2**19
 
 
 def _check_zip(file: BinaryIO, size: int) -> tuple[bytes, dict[str, int]]:
-    "The pickle of one of torch's zip files, and the size of every tensor's record. Raises `_Claim` for a directory that torch would not have written."
+    """The pickle of one of torch's zip files, and the size of every tensor's record. Raises `_Claim` for a
+    directory that torch would not have written."""
     _check_end(file, size)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names, sizes = [m.filename for m in members], {m.filename: m.file_size for m in members}
         if len({name.lower() for name in names}) != len(names): raise _Claim("a name occurs twice in it")
-        if any(name.startswith(("/", "\\")) or ".." in name for name in names): raise _Claim("a name in it leads out of it")
-        if any(m.compress_type or m.compress_size != m.file_size for m in members): raise _Claim("it is compressed")
+        if any(name.startswith(("/", "\\")) or ".." in name for name in names):
+            raise _Claim("a name in it leads out of it")
+        if any(m.compress_type or m.compress_size != m.file_size for m in members):
+            raise _Claim("it is compressed")
         if sum(sizes.values()) > size: raise _Claim("its members overlap")
         folder = names[0].partition("/")[0]
         if sizes[f"{folder}/data.pkl"] > _MOST_PICKLE: raise _Claim("its description is too long")
         start = f"{folder}/data/"
-        return archive.read(f"{folder}/data.pkl"), {name.removeprefix(start): n for name, n in sizes.items() if name.startswith(start)}
+        return archive.read(f"{folder}/data.pkl"), {name.removeprefix(start): n for name, n in sizes.items()
+                                                    if name.startswith(start)}
 
 # %% ../../nbs/engine/safe_loading.ipynb #12a0eef5
-_BYTES = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1)  # an element's, by the name of its storage
+# an element's, by the name of its storage
+_BYTES = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1)
 _PLAIN = "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING".split()
 
 
@@ -75,9 +85,11 @@ def _claimed(storage: tuple[int, int], # elements, and bytes of one
              offset, sizes: list, strides: list) -> int:
     "The bytes of a tensor. Raises `_Claim` if it reaches beyond its storage, or has more elements than that."
     n, s = ([value for _, value in part] for part in (sizes, strides))
-    if not _whole(offset, *n, *s) or len(n) != len(s) or len(n) > 8: raise _Claim("a tensor has no proper shape")
+    if not _whole(offset, *n, *s) or len(n) != len(s) or len(n) > 8:
+        raise _Claim("a tensor has no proper shape")
     count = math.prod(n)
-    if count and (offset + sum((a - 1) * b for a, b in zip(n, s)) >= storage[0] or count > storage[0]): raise _Claim("a tensor claims more than is stored")
+    if count and (offset + sum((a - 1) * b for a, b in zip(n, s)) >= storage[0] or count > storage[0]):
+        raise _Claim("a tensor claims more than is stored")
     return count * storage[1]
 
 # %% ../../nbs/engine/safe_loading.ipynb #120f64b0
@@ -105,24 +117,29 @@ class _Calls(_Stack):
         match function, [kind for kind, _ in given[1]]:
             case ("name", "collections OrderedDict"), []: return "OrderedDict", []
             case ("name", "collections Counter"), [] | ["dict"]: return "dict", []
-            case ("name", "torch._utils _rebuild_tensor_v2"), ["storage", "plain", "tuple", "tuple", "plain", "OrderedDict"]:
+            case ("name", "torch._utils _rebuild_tensor_v2"), ["storage", "plain", "tuple", "tuple", "plain",
+                                                               "OrderedDict"]:
                 self.bytes += _claimed(*(value for _, value in given[1][:4]))
                 return "tensor", []
-            case ("name", "torch._utils _rebuild_parameter"), ["tensor", "plain", "OrderedDict"]: return "tensor", []
+            case ("name", "torch._utils _rebuild_parameter"), ["tensor", "plain", "OrderedDict"]:
+                return "tensor", []
         raise _Claim("it would run code")
 
     def storage(self, given: tuple) -> tuple[str, Any]:
         "What a reference to a storage would make."
         match given:
-            case "tuple", [("plain", "storage"), ("name", name), ("plain", str(key)), ("plain", str()), ("plain", n), *rest] if _whole(n) and rest in ([], [("plain", None)]):
+            case "tuple", [("plain", "storage"), ("name", name), ("plain", str(key)), ("plain",
+                str()), ("plain", n), *rest] if _whole(n) and rest in ([], [("plain", None)]):
                 each = _BYTES.get(name.removeprefix("torch ").removesuffix("Storage"))
-                if each is None or self.storages.setdefault(key, n * each) != n * each: raise _Claim("a storage has no proper type")
+                if each is None or self.storages.setdefault(key, n * each) != n * each:
+                    raise _Claim("a storage has no proper type")
                 return "storage", (n, each)
         raise _Claim("a storage is not described as torch does")
 
 # %% ../../nbs/engine/safe_loading.ipynb #34b2286a
 class _DryRun(_Calls):
-    "A pickle followed step by step without making an object. Raises `_Claim` for a step that no checkpoint needs."
+    """A pickle followed step by step without making an object. Raises `_Claim` for a step that no checkpoint
+    needs."""
     def follow(self, program: bytes | BinaryIO) -> "_DryRun":
         for step, value, place in pickletools.genops(program):
             self.step(step.name, value)
@@ -153,26 +170,33 @@ class _DryRun(_Calls):
 
 # %% ../../nbs/engine/safe_loading.ipynb #098e43f4
 def _check_keys(pairs: list) -> None:
-    "Only plain keys: to find its place in a dictionary a key is hashed, and a tuple of tuples of tuples can make that take years."
-    if any(kind != "plain" for kind, _ in pairs[::2]): raise _Claim("a dictionary has a key that is not plain")
+    """Only plain keys: to find its place in a dictionary a key is hashed, and a tuple of tuples of tuples can
+    make that take years."""
+    if any(kind != "plain" for kind, _ in pairs[::2]):
+        raise _Claim("a dictionary has a key that is not plain")
 
 
 def _check_build(target: str, state: str) -> None:
     "Only what the state dictionary of a network carries besides its tensors."
-    if (target, state) not in (("OrderedDict", "dict"), ("OrderedDict", "OrderedDict")): raise _Claim("it would run code")
+    if (target, state) not in (("OrderedDict", "dict"), ("OrderedDict", "OrderedDict")):
+        raise _Claim("it would run code")
 
 # %% ../../nbs/engine/safe_loading.ipynb #9da97775
 def _check_file(path: Path, size: int) -> bool:
-    "Follow a file's program without doing what it says; True for a zip file. Raises `_Claim`, or whatever a damaged file causes."
+    """Follow a file's program without doing what it says; True for a zip file. Raises `_Claim`, or whatever a
+    damaged file causes."""
     with open(path, "rb") as file:
         if zipped := file.read(4) == b"PK\3\4":
             program, records = _check_zip(file, size)
             run = _DryRun().follow(program)
-            if any(records.get(key) != n for key, n in run.storages.items()): raise _Claim("a tensor claims more than is stored")
+            if any(records.get(key) != n for key, n in run.storages.items()):
+                raise _Claim("a tensor claims more than is stored")
         else:
             file.seek(0)
-            head = io.BytesIO(file.read(2 * _MOST_PICKLE))  # in memory: a file that is told to read 4 GB makes room for them first
-            with suppress(tarfile.HeaderError):  # torch tries tar first, and tarfile asks for a right checksum and no more
+            # in memory: a file that is told to read 4 GB makes room for them first
+            head = io.BytesIO(file.read(2 * _MOST_PICKLE))
+            # torch tries tar first, and tarfile asks for a right checksum and no more
+            with suppress(tarfile.HeaderError):
                 tarfile.TarInfo.frombuf(head.getvalue()[:512], "utf-8", "surrogateescape")
                 raise _Claim("it is a tar archive")
             _, _, _, run, _ = (_DryRun().follow(head) for _ in range(5))  # the fourth holds the objects
@@ -182,7 +206,8 @@ def _check_file(path: Path, size: int) -> bool:
 
 # %% ../../nbs/engine/safe_loading.ipynb #01f96f31
 def _bare(value, left: Iterator[int], depth: int = 30):
-    "A copy of a nest in plain types and bare tensors. Raises `_Claim` if it is deeper than `depth` or has more things than `left`."
+    """A copy of a nest in plain types and bare tensors. Raises `_Claim` if it is deeper than `depth` or has
+    more things than `left`."""
     if not depth or next(left, None) is None: raise _Claim("it is nested without end")
     if isinstance(value, Tensor): return value.detach()
     if isinstance(value, dict): return {key: _bare(each, left, depth - 1) for key, each in value.items()}
@@ -196,19 +221,23 @@ def load_safely(path: Path, size: int, mapped: bool):
         with warnings.catch_warnings():  # torch warns of odd pickles before it refuses them
             warnings.simplefilter("ignore")
             zipped = _check_file(path, size)
-            return _bare(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped), iter(range(2**20)))
+            return _bare(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped),
+                         iter(range(2**20)))
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
     except Exception as e:
         if out_of_memory(e): raise  # which says nothing of the file
         reason = str(e) if isinstance(e, _Claim) else _DAMAGED
-        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); give one that alexnet_train wrote") from None
+        raise InputError(f"{path}: cannot be read as a checkpoint ({reason}); give one that alexnet_train "
+                         "wrote") from None
 
 # %% ../../nbs/engine/safe_loading.ipynb #b4c97944
 def file_size(path: Path) -> int:
     "Raises `InputError` for what is not a file: a pipe would be waited for, a device has no end."
     try: found = path.stat()
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
-    except (OSError, ValueError): raise InputError(f"{path}: no such checkpoint; check the path, or train one with alexnet_train") from None
+    except (OSError, ValueError):
+        raise InputError(f"{path}: no such checkpoint; check the path, "
+                         "or train one with alexnet_train") from None
     if not stat.S_ISREG(found.st_mode): raise InputError(f"{path}: is not a file; give the .pkl file itself")
     if found.st_size == 0: raise InputError(f"{path}: is empty; give a checkpoint that alexnet_train wrote")
     return found.st_size

@@ -44,13 +44,15 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 # %% ../../nbs/engine/speed.ipynb #b393afbf
 class UsualPictures(Dataset):
-    "Pictures in memory; each is resized, flipped and normalised by torchvision, alone, whenever it is asked for."
+    """Pictures in memory; each is resized, flipped and normalised by torchvision, alone, whenever it is asked
+    for."""
     def __init__(self, images: Images, size: int = 227):
         self.images, self.transform = images, usual_transform(size, flip=True)
 
     def __len__(self) -> int: return len(self.images)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]: return self.transform(self.images[i]), int(self.images.labels[i])
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[i]), int(self.images.labels[i])
 
 
 def usual_transform(size: int = 227, flip: bool = False) -> Callable[[Image.Image], Tensor]:
@@ -62,7 +64,8 @@ def usual_transform(size: int = 227, flip: bool = False) -> Callable[[Image.Imag
 # %% ../../nbs/engine/speed.ipynb #471228d8
 def usual_loader(images: Images, batch_size: int, num_workers: int = 2) -> DataLoader:
     "Batches (x, y) made by worker processes."
-    return DataLoader(UsualPictures(images), batch_size, shuffle=True, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(UsualPictures(images), batch_size, shuffle=True, num_workers=num_workers,
+                      pin_memory=torch.cuda.is_available())
 
 
 def usual_alexnet(**options # of `AlexNet`
@@ -76,7 +79,8 @@ def usual_alexnet(**options # of `AlexNet`
 def usual_optimizer(model: nn.Module, learning_rate: float = 0.01) -> torch.optim.SGD:
     "torch's SGD as it comes, over the groups of `make_optimizer`: weights decay, biases do not."
     params = list(model.parameters())
-    groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": 0.0005}, {"params": [p for p in params if p.dim() == 1]}]
+    groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": 0.0005},
+              {"params": [p for p in params if p.dim() == 1]}]
     return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
 
 
@@ -104,7 +108,8 @@ def usual_predict(model: nn.Module, paths: Iterable[str | Path]) -> list[int]:
 # %% ../../nbs/engine/speed.ipynb #61c506be
 @dataclass
 class Chain:
-    "A convolution or fully-connected layer with what follows it element by element, or a normalisation with its pool."
+    """A convolution or fully-connected layer with what follows it element by element, or a normalisation with
+    its pool."""
     name: str
     inputs: int   # elements read, an image
     outputs: int  # elements written
@@ -123,13 +128,15 @@ def chains(model: AlexNet) -> list[Chain]:
 
 # %% ../../nbs/engine/speed.ipynb #ca503a72
 def flops(model: AlexNet, training: bool = True) -> int:
-    "Floating-point operations that one image costs: two a multiply-accumulate; backward twice as many, less conv1's input gradient."
+    """Floating-point operations that one image costs: two a multiply-accumulate; backward twice as many, less
+    conv1's input gradient."""
     macs = [c.macs for c in chains(model)]
     return 2 * (3 * sum(macs) - macs[0]) if training else 2 * sum(macs)
 
 
 def elements(model: AlexNet, training: bool = True) -> int:
-    "Elements of feature maps that one image moves through memory at least, every chain one trip forward and one or two back."
+    """Elements of feature maps that one image moves through memory at least, every chain one trip forward and
+    one or two back."""
     all_chains = chains(model)
     total = sum(c.inputs + c.outputs for c in all_chains)
     if not training: return total
@@ -148,9 +155,11 @@ class Rates:
 
 
 def floor_seconds(model: AlexNet, rates: Rates, precision: str, batch: int, training: bool = True) -> float:
-    "The least time for one image: arithmetic, then feature maps, then weights, nothing overlapping (the serial floor)."
+    """The least time for one image: arithmetic, then feature maps, then weights, nothing overlapping (the
+    serial floor)."""
     size, params = (2 if precision in ("bf16", "fp16") else 4), sum(p.numel() for p in model.parameters())
-    weights = (5 * 4 + 3 * size if training else size) * params  # SGD's five passes; read twice, gradient written; or read once
+    # SGD's five passes; read twice, gradient written; or read once
+    weights = (5 * 4 + 3 * size if training else size) * params
     moved = elements(model, training) * size + weights / batch
     return flops(model, training) / rates.flops[precision] + moved / rates.bandwidth
 
@@ -159,7 +168,8 @@ TYPES = {"fp32": torch.float32, "tf32": torch.float32} | PRECISIONS
 
 
 def allow_tf32(precision: str) -> None:
-    "On NVIDIA GPUs: float32 multiplied in full, or (`tf32`) from numbers of 10 bits; `default` is what torch comes with."
+    """On NVIDIA GPUs: float32 multiplied in full, or (`tf32`) from numbers of 10 bits; `default` is what
+    torch comes with."""
     conv, matmul = {"fp32": ("ieee", "ieee"), "tf32": ("tf32", "tf32")}.get(precision, ("tf32", "ieee"))
     torch.backends.cudnn.conv.fp32_precision = conv
     torch.backends.cuda.matmul.fp32_precision = matmul
@@ -181,7 +191,8 @@ def conv_rate(precision: str, device: torch.device, batch: int = 32, width: floa
         for layout in (torch.contiguous_format, torch.channels_last):
             conv = features[i].to_empty(device=device).to(TYPES[precision], memory_format=layout)
             conv.reset_parameters()
-            x = torch.randn(batch, conv.in_channels, side, side, device=device).to(TYPES[precision], memory_format=layout)
+            x = torch.randn(batch, conv.in_channels, side, side, device=device).to(TYPES[precision],
+                                                                                   memory_format=layout)
             work = 2 * conv(x).numel() * conv.weight[0].numel()
             best = max(best, work / best_seconds(lambda: conv(x), device))
     allow_tf32("default")
@@ -197,7 +208,8 @@ def memory_rate(device: torch.device, megabytes: int = 128) -> float:
 
 # %% ../../nbs/engine/speed.ipynb #f88db8ab
 def kept_bytes(layer: nn.Module, x: Tensor) -> int:
-    "Bytes of all tensors that a layer keeps for its backward pass, x among them if it is kept; shared memory counts once."
+    """Bytes of all tensors that a layer keeps for its backward pass, x among them if it is kept; shared
+    memory counts once."""
     kept = {}
     def note(t: Tensor) -> Tensor:
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -215,14 +227,17 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         seconds(work, device)
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would chat on stderr
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile: work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                profile_memory=True) as profile:
+        work()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
     return int(held.max(initial=0))
 
 # %% ../../nbs/engine/speed.ipynb #c10f0efa
 def resident_bytes(work: Callable[[], object]) -> int | None:
-    "The most memory that the process holds of the machine's during the work, libraries and all; None where it cannot be told."
+    """The most memory that the process holds of the machine's during the work, libraries and all; None where
+    it cannot be told."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
         work()

@@ -9,12 +9,21 @@ import torch
 from torch.nn import functional as F
 
 from alexnet_nb.claims import two_towers as claims_two_towers
+from alexnet_nb.claims.two_towers import (
+    LayerTraffic,
+    TwoTowers,
+    Wire,
+    data_parallel_bytes,
+    join_state,
+    layer_traffic,
+    mixing_layers,
+    model_parallel_bytes,
+    ring_seconds,
+    split_state,
+)
 from alexnet_nb.engine.checkpoint import build_model, read_checkpoint
 from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.model import AlexNet, layer_table
-from alexnet_nb.claims.two_towers import LayerTraffic, TwoTowers, Wire, data_parallel_bytes, join_state
-from alexnet_nb.claims.two_towers import layer_traffic, mixing_layers, model_parallel_bytes, ring_seconds
-from alexnet_nb.claims.two_towers import split_state
 
 BATCH, THIN = 3, 1 / 24
 VARIANTS = [{}, {"activation": "tanh"}, {"lrn": "none"}, {"lrn": "after_pool", "alpha_is": "sum"}, {"image_dim": 224}, {"overlapping_pooling": False},
@@ -313,3 +322,11 @@ def test_ring_seconds():
     assert ring_seconds(240e6, 1, 1e9, 1.0) == 0
     assert ring_seconds(240e6, 2, 1e9) == pytest.approx(0.24) and ring_seconds(240e6, 8, 1e9, 1e-3) == pytest.approx(0.42 + 0.014)
     assert ring_seconds(240e6, 10**6, 1e9) < 0.48
+
+
+def test_the_gap_between_towers_against_chance():
+    apart = torch.cat([torch.zeros(48), torch.ones(48)])
+    assert tower_gap(apart)[0] == 1 and tower_gap(apart)[1] < 0.001
+    assert tower_gap(torch.arange(96) % 2 * 1.0) == (0, 1)
+    chances = [tower_gap(torch.rand(20, generator=torch.Generator().manual_seed(s)), 200)[1] for s in range(100)]
+    assert 0.4 < sum(chances) / 100 < 0.6  # of what is alike, any chance is as likely as another
