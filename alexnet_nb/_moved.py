@@ -12,9 +12,11 @@ def moved(old: str, homes: tuple[str, ...]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         for home in () if name.startswith("__") else homes:
             module = importlib.import_module(f"alexnet_nb.{home}")
-            if (new := RENAMED.get(name, name)) in vars(module):
-                said = f"alexnet_nb.{old}.{name} is now alexnet_nb.{home}.{new}"
+            new = RENAMED.get(name, name)
+            for found in (new, f"_{new}"):  # private now, where nobody else used it
+                if found not in vars(module): continue
+                said = f"alexnet_nb.{old}.{name} is now alexnet_nb.{home}.{found}"
                 warnings.warn(said, DeprecationWarning, stacklevel=3)
-                return getattr(module, new)
+                return vars(module)[found]
         raise AttributeError(f"module 'alexnet_nb.{old}' has no attribute {name!r}")
     return find

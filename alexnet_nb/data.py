@@ -26,7 +26,8 @@ from .base.resize import pass_order, resize_side, send
 
 # %% ../nbs/01_data.ipynb #c453c051
 # What the lesson uses and does not teach is handed on from the rooms below.
-_all_ = ["CLASSES", "Images", "Pictures", "drawings", "image_files", "open_rgb", "read_cifar10", "read_folder", "stack_pixels"]
+_all_ = ["CLASSES", "Images", "Pictures", "drawings", "image_files", "open_rgb", "read_cifar10",
+         "read_folder", "stack_pixels"]
 
 # %% ../nbs/01_data.ipynb #83bfeb06
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Augmentation:
 def augmentation(seed: int, epoch: int, index: int) -> Augmentation:
     "Depends on nothing but its three numbers: not on workers, devices, batches or what came before."
     rng = np.random.default_rng([seed, epoch, index])
-    return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(), tuple(rng.standard_normal(3).tolist()))
+    return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(),
+                        tuple(rng.standard_normal(3).tolist()))
 
 # %% ../nbs/01_data.ipynb #cbb6bbe1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -57,19 +59,23 @@ class Recipe:
     mean: tuple[float, ...] = IMAGENET_MEAN    # subtracted, in units of 0 to 1
     std: tuple[float, ...] = IMAGENET_STD      # divided by
     short_side: int | None = None              # resize to this, then crop; None squashes to size x size
-    colour: tuple[tuple[float, ...], ...] | None = None # (3, 3): principal colours, scaled, as columns; None: no colour noise
+    # (3, 3): principal colours, scaled, as columns; None: no colour noise
+    colour: tuple[tuple[float, ...], ...] | None = None
     flip: bool = True                          # mirror where chance says so
     crop: bool = True                          # crop where chance says so; False: at the centre
 
     def __post_init__(self):
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise InputError(f"pixels cannot be made less {self.mean} and divided by {self.std}: the numbers must be finite, and the second ones above 0")
+            raise InputError(f"pixels cannot be made less {self.mean} and divided by {self.std}: the "
+                             "numbers must be finite, and the second ones above 0")
         if self.short_side is not None and self.short_side < self.size:
-            raise InputError(f"a crop of {self.size} pixels does not fit into a picture with a short side of {self.short_side}; enlarge that")
+            raise InputError(f"a crop of {self.size} pixels does not fit into a picture with a short side "
+                             f"of {self.short_side}; enlarge that")
 
 # %% ../nbs/01_data.ipynb #7fa93a23
 def _resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
-    "Height and width that a picture is resized to: the square, or the short side to the recipe's and the long one in proportion."
+    """Height and width that a picture is resized to: the square, or the short side to the recipe's and the
+    long one in proportion."""
     if recipe.short_side is None: return recipe.size, recipe.size
     if width <= height: return int(recipe.short_side * height / width), recipe.short_side
     return recipe.short_side, int(recipe.short_side * width / height)
@@ -90,7 +96,8 @@ def prepare(image: Image.Image,                # RGB
             recipe: Recipe,
             chance: Augmentation | None = None # None: no augmentation, the centre crop
            ) -> torch.Tensor:
-    "A picture as a float tensor (3, size, size), normalised; augmented as section 4.1 of the paper has it, if there is chance."
+    """A picture as a float tensor (3, size, size), normalised; augmented as section 4.1 of the paper has it,
+    if there is chance."""
     height, width = _resized(image.height, image.width, recipe)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = _corner(height, width, recipe, chance)
@@ -132,11 +139,13 @@ def paper_recipe(size: int, mean: torch.Tensor, covariance: torch.Tensor,
                  strength: float = 0.1,       # of the colour noise; 0: none
                  unit_variance: bool = False  # divide by the pixels' deviation
                 ) -> Recipe:
-    "Section 4.1: 256, a random crop, colour noise along the principal colours, mean subtraction, values as large as 0-255 if not told otherwise."
+    """Section 4.1: 256, a random crop, colour noise along the principal colours, mean subtraction, values as
+    large as 0-255 if not told otherwise."""
     values, vectors = principal_colours(covariance)
     colour = strength * vectors * values.clamp(min=0).sqrt()
     std = tuple(covariance.diagonal().sqrt().tolist()) if unit_variance else (1 / 255,) * 3
-    return Recipe(size, tuple(mean.tolist()), std, 256, tuple(map(tuple, colour.tolist())) if strength else None)
+    return Recipe(size, tuple(mean.tolist()), std, 256, tuple(map(tuple, colour.tolist())) if strength
+                  else None)
 
 # %% ../nbs/01_data.ipynb #45eb194e
 def split(labels: np.ndarray, # int (N,)
@@ -145,7 +154,8 @@ def split(labels: np.ndarray, # int (N,)
          ) -> tuple[np.ndarray, np.ndarray]:
     "Positions for training and for validation, each with the classes in the proportions of the whole."
     if not 0 < val_images < len(labels):
-        raise InputError(f"data.val_images is {val_images}, but there are {len(labels)} training images; hold out some, not all")
+        raise InputError(f"data.val_images is {val_images}, but there are {len(labels)} training images; "
+                         "hold out some, not all")
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     held = np.zeros(len(labels), bool)
@@ -161,8 +171,11 @@ def _place(pixels: torch.Tensor, recipe: Recipe, chances: Sequence[Augmentation]
     x = pixels.int()
     for dim in pass_order(old, new):
         x = resize_side(x, dim, new[dim])
-        if new[dim] > recipe.size: x = torch.stack([image.narrow(dim, corner[dim], recipe.size) for image, corner in zip(x, corners)])
-        if dim == -1 and chances and recipe.flip:   # as soon as the width is right: the fewer rows, the less to mirror
+        if new[dim] > recipe.size:
+            x = torch.stack([image.narrow(dim, corner[dim], recipe.size)
+                             for image, corner in zip(x, corners)])
+        # as soon as the width is right: the fewer rows, the less to mirror
+        if dim == -1 and chances and recipe.flip:
             flip = send([chance.flip for chance in chances], x.device)
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     return x
@@ -172,11 +185,13 @@ def prepare_batch(pixels: torch.Tensor,                       # uint8 (N, 3, H, 
                   recipe: Recipe,
                   chances: Sequence[Augmentation] | None = None # one an image; None: no augmentation
                  ) -> torch.Tensor:
-    "float32 (N, 3, size, size): `prepare` for all pictures at once, on their device; on a CPU equal to it bit for bit."
+    """float32 (N, 3, size, size): `prepare` for all pictures at once, on their device; on a CPU equal to it
+    bit for bit."""
     here = functools.partial(send, device=pixels.device)
     whole, mean, std = here(255.0), *(here(v).float()[:, None, None] for v in (recipe.mean, recipe.std))
     out = torch.empty(len(pixels), 3, recipe.size, recipe.size, device=pixels.device)
-    some = 4 if pixels.device.type == "cpu" else max(len(out), 1)   # so few stay in a CPU's cache from the first step to the last
+    # so few stay in a CPU's cache from the first step to the last
+    some = 4 if pixels.device.type == "cpu" else max(len(out), 1)
     for k in range(0, len(out), some):
         part, luck = out[k:k + some], chances and chances[k:k + some]
         torch.div(_place(pixels[k:k + some], recipe, luck), whole, out=part)
@@ -187,7 +202,8 @@ def prepare_batch(pixels: torch.Tensor,                       # uint8 (N, 3, H, 
 
 # %% ../nbs/01_data.ipynb #5cb691d7
 class Batches:
-    "Every pass is an epoch of (x, y, index): in an order of (seed, epoch), augmented by (seed, epoch, index)."
+    """Every pass is an epoch of (x, y, index): in an order of (seed, epoch), augmented by (seed, epoch,
+    index)."""
     def __init__(self,
                  images: Images,
                  recipe: Recipe,

@@ -17,12 +17,12 @@ from .lrn import LocalResponseNorm
 # %% ../nbs/03_model.ipynb #2cc0b5b1
 def _choose(name: str, value, allowed: tuple):
     "The value, or a `ValueError` that lists the allowed ones."
-    if value not in allowed: raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-    return value
+    if value in allowed: return value
+    raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
 
 # %% ../nbs/03_model.ipynb #71335eb4
 def _middle(widths, towers: int, activation: type, without) -> list[nn.Module]:
-    "conv3, conv4 and conv5, each with its activation; one that is left out leaves two `Identity`, and the last that stays has conv5's maps."
+    "conv3 to conv5 with activations; one left out leaves two `Identity`, the last to stay has conv5's maps."
     maps, w3, w4, w5 = widths
     layers = {"conv3": (w3, 1), "conv4": (w4, towers), "conv5": (w5, towers)}
     for name in without: _choose("without", name, tuple(layers))
@@ -36,9 +36,11 @@ def _middle(widths, towers: int, activation: type, without) -> list[nn.Module]:
     return modules
 
 # %% ../nbs/03_model.ipynb #1543d757
-def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, pool: int, without=()) -> nn.Sequential:
+def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, pool: int,
+              without=()) -> nn.Sequential:
     "The five convolutions; a part that is switched off leaves an `Identity`, so weights keep their numbers."
     w1, w2, *_ = widths
+    _choose("towers", towers, (1, 2))
     _choose("lrn", lrn, ("after_relu", "after_pool", "none"))
     def stage(groups):
         norm = LocalResponseNorm(alpha_is=alpha_is, groups=groups) if lrn != "none" else nn.Identity()
@@ -50,20 +52,20 @@ def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, po
         *_middle(widths[1:], towers, activation, without), nn.MaxPool2d(pool, 2))
 
 # %% ../nbs/03_model.ipynb #7195fa25
-def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dropout: float, place: str) -> nn.Sequential:
-    "The three fully-connected layers, with dropout on the inputs of fc6 and fc7 or, as in the paper, on their outputs."
+def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dropout: float,
+                place: str) -> nn.Sequential:
+    "fc6 to fc8, with dropout on the inputs of fc6 and fc7 or, as in the paper, on their outputs."
     drop = lambda: nn.Dropout(dropout)
-    first, last = (drop(), activation()) if place == "before" else (nn.Identity(), nn.Sequential(activation(), drop()))
+    before = _choose("dropout_place", place, ("before", "after")) == "before"
+    first, last = (drop(), activation()) if before else (nn.Identity(), nn.Sequential(activation(), drop()))
     return nn.Sequential(
         first, nn.Linear(inputs, hidden), activation(),
         drop(), nn.Linear(hidden, hidden), last,
         nn.Linear(hidden, num_classes))
 
 # %% ../nbs/03_model.ipynb #5f3ded86
-def init_weights(model: nn.Module, # an `AlexNet`
-                 how: str = "he" # 'he' (convolutions; 0.01 after them), 'paper', 'code' (the authors' files) or 'torch'
-                ) -> None:
-    "Draw the weights anew, in place (paper, section 5)."
+def init_weights(model: nn.Module, how: str = "he") -> None:
+    "Draw an `AlexNet`'s weights anew, in place (section 5): `how` is 'he', 'paper', 'code' or 'torch'."
     _choose("how", how, ("he", "paper", "code", "torch"))
     layers = [*(model.features[i] for i in (0, 4, 8, 10, 12)), *(model.classifier[i] for i in (1, 4, 6))]
     if layers[0].weight.is_meta: return  # shapes without memory: there is nothing to draw
@@ -80,24 +82,24 @@ def init_weights(model: nn.Module, # an `AlexNet`
 
 # %% ../nbs/03_model.ipynb #bcdafc0b
 def pad_input(x: Tensor, image_dim: int) -> Tensor:
-    "What conv1 reads of images (N, 3, image_dim, image_dim): those of 224 pixels get 3 zeros right and below, as in the authors' program."
+    "Images (N, 3, image_dim, image_dim) as conv1 reads them: 224 pixels get 3 zeros right and below."
     if x.shape[1:] != (3, image_dim, image_dim):
         raise ValueError(f"expected (N, 3, {image_dim}, {image_dim}), got {tuple(x.shape)}")
     return F.pad(x, (0, 3, 0, 3)) if image_dim == 224 else x
 
 # %% ../nbs/03_model.ipynb #59998ae1
 class AlexNet(nn.Module):
-    "AlexNet (paper, section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes). `ValueError` for another size or option."
+    "AlexNet (section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes); `ValueError` otherwise."
     def __init__(self,
                  num_classes: int = 10,
                  *,
-                 image_dim: int = 227,            # or 224, padded with 3 zeros right and below, as the authors' code did
+                 image_dim: int = 227,            # or 224, padded with 3 zeros right and below
                  towers: int = 1,                 # 2: the paper's two GPUs
                  activation: str = "relu",        # or 'tanh'
                  lrn: str = "after_relu",         # 'after_pool' or 'none'
                  alpha_is: str = "mean",          # see `LocalResponseNorm`
                  overlapping_pooling: bool = True, # windows of 3, or of 2, every 2 pixels
-                 without: tuple[str, ...] | list[str] = (), # layers to leave out: any of 'conv3', 'conv4', 'conv5'
+                 without: tuple[str, ...] | list[str] = (), # leave out any of 'conv3', 'conv4', 'conv5'
                  dropout: float = 0.5,
                  dropout_place: str = "before",   # fc6 and fc7, or 'after' them as in the paper
                  init: str = "he",                # 'paper', 'code' or 'torch'
@@ -107,8 +109,8 @@ class AlexNet(nn.Module):
         act = {"relu": nn.ReLU, "tanh": nn.Tanh}[_choose("activation", activation, ("relu", "tanh"))]
         scale = lambda n: max(2, round(n * width / 2) * 2)
         maps, hidden = [scale(n) for n in (96, 256, 384, 384, 256)], scale(4096)
-        self.features = _features(maps, _choose("towers", towers, (1, 2)), act, lrn, alpha_is, 3 if overlapping_pooling else 2, without)
-        self.classifier = _classifier(maps[-1] * 36, hidden, num_classes, act, dropout, _choose("dropout_place", dropout_place, ("before", "after")))
+        self.features = _features(maps, towers, act, lrn, alpha_is, 3 if overlapping_pooling else 2, without)
+        self.classifier = _classifier(maps[-1] * 36, hidden, num_classes, act, dropout, dropout_place)
         init_weights(self, _choose("init", init, ("he", "paper", "code", "torch")))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,27 +132,29 @@ class LayerRow:
 def _count(layer: nn.Module, y: Tensor) -> tuple[int, int]:
     "Parameters, and multiply-accumulates to compute y, of one image."
     params = sum(p.numel() for p in layer.parameters())
-    if isinstance(layer, nn.Conv2d): return params, y.numel() * layer.weight[0].numel()
+    if isinstance(layer, nn.Conv2d): return params, y.numel() * layer.weight[0].numel()  # one kernel
     if isinstance(layer, nn.Linear): return params, layer.weight.numel()
     return params, 0
 
+def _look(layer: nn.Module, field, jump) -> tuple:
+    "Receptive field and jump after a layer, from those before it."
+    if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d)): return field, jump
+    size, stride = (v[0] if isinstance(v, tuple) else v for v in (layer.kernel_size, layer.stride))
+    return field + (size - 1) * jump, jump * stride
+
 # %% ../nbs/03_model.ipynb #41d26600
 @torch.no_grad()
-def layer_table(model: AlexNet # sent one black image of the size it expects
-               ) -> list[LayerRow]:
-    "Every layer's output shape, parameters, multiply-accumulates and receptive field."
+def layer_table(model: AlexNet) -> list[LayerRow]:
+    "Output shape, parameters, multiply-accumulates and receptive field of every layer, for one image."
     weight, was_training = next(model.parameters()), model.training
     model.eval()
     x = pad_input(torch.zeros(1, 3, model.image_dim, model.image_dim, device=weight.device), model.image_dim)
     rows, field, jump = [], 1, 1
     for part, layers in (("features", model.features), ("classifier", model.classifier)):
         for i, layer in enumerate(layers):
-            x = layer(x)
-            if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
-                size, stride = (v[0] if isinstance(v, tuple) else v for v in (layer.kernel_size, layer.stride))
-                field, jump = field + (size - 1) * jump, jump * stride
-            here = (field, jump) if part == "features" else (None, None)
-            rows.append(LayerRow(f"{part}.{i}", type(layer).__name__, tuple(x.shape[1:]), *_count(layer, x), *here))
-        x = x.flatten(1)
+            x, kind = layer(x), type(layer).__name__
+            field, jump = _look(layer, field, jump)
+            rows.append(LayerRow(f"{part}.{i}", kind, tuple(x.shape[1:]), *_count(layer, x), field, jump))
+        x, field, jump = x.flatten(1), None, None
     model.train(was_training)
     return rows

@@ -5,17 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_nb import train
-from alexnet_nb.engine import run as engine_run
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import CLASSES
+from alexnet_nb.engine import run as engine_run
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+sys.path.append(str(ROOT / "tools"))
+from notebooks import NBS, all_notebooks  # noqa: F401
+from notebooks import name_of as page_of  # noqa: F401
+
+NOTEBOOKS = all_notebooks()
 
 # The network at 227 pixels with 4 to 16 maps a layer; 48 drawings and 10 for validation: 6 steps of 8 an epoch.
 TINY = {
@@ -67,6 +75,12 @@ def hook_steps(monkeypatch, before=lambda step: None, after=lambda step, model: 
     monkeypatch.setattr(loop, "train_step", hooked)
 
 
+def one_step(run, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "One update of a run, as its loop makes it; the caller counts."
+    train.set_rate(run.optimizer, run.scheduler.get_last_lr(), run.progress.step, run.options.warmup_steps)
+    return train.train_step(run.net, x, y, run.optimizer, loss=engine_run.shared_loss(run), precision=run.dtype, scaler=run.scaler)
+
+
 def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProcess:
     "`python -m alexnet_nb.MODULE ...` as its own process."
     return subprocess.run([sys.executable, "-m", f"alexnet_nb.{module}", *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
@@ -92,6 +106,22 @@ def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:
     paths = [folder / f"{i:03d}.png" for i in range(n)]
     for path, image in zip(paths, map(drawings(n, seed).__getitem__, range(n))): image.save(path)
     return paths
+
+
+def noise(n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    "n pictures whose pixels are drawn evenly from 0 to 255, and as many that are 0 or 255 only: (2 n, height, width, 3)."
+    rng = np.random.default_rng([seed, height, width])
+    return np.concatenate([rng.integers(0, 256, (n, height, width, 3)), 255 * rng.integers(0, 2, (n, height, width, 3))]).astype(np.uint8)
+
+
+def channels_first(items: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    "Pictures (N, H, W, 3) as a batch (N, 3, H, W)."
+    return torch.from_numpy(items).permute(0, 3, 1, 2).contiguous().to(device)
+
+
+def by_pillow(items: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    "The batch of pictures that Pillow has resized."
+    return channels_first(np.stack([Image.fromarray(p).resize(size[::-1], Image.Resampling.BILINEAR) for p in items]))
 
 
 def class_folders(root: Path, classes=CLASSES, train: int = 4, test: int = 2) -> Path:

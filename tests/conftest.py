@@ -11,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
 import torch
+
 from common import ROOT, save_drawings, tiny
 
 FLAGS = {"slow": "takes minutes on a CPU", "cifar10": "needs the real data"}

@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,8 @@ def fetch_cifar10(root: str | Path,           # the archive goes here
     path = Path(root) / CIFAR10_ARCHIVE
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise InputError(f"{path.parent}: cannot be made ({e.strerror}); choose another data.data_dir") from None
+        raise InputError(f"{path.parent}: cannot be made ({e.strerror}); "
+                         "choose another data.data_dir") from None
     tried = []
     for url in sources:
         try:
@@ -99,13 +101,14 @@ def _unpack(archive: Path, root: Path) -> None:
     """CIFAR-10's eight files out of the archive: all of them or, if anything else is in it, none. Raises
     `InputError`."""
     try:
-        with tempfile.TemporaryDirectory(dir=root,
-                                         prefix=".unpacked-") as new, gzip.open(archive) as packed, tarfile.open(fileobj=_Bounded(packed, CIFAR10_MOST), mode="r|") as tar:
+        with (tempfile.TemporaryDirectory(dir=root, prefix=".unpacked-") as new, gzip.open(archive) as packed,
+              tarfile.open(fileobj=_Bounded(packed, CIFAR10_MOST), mode="r|") as tar):
             (batches := Path(new) / CIFAR10_FOLDER).mkdir()
             for member in tar:
                 folder, _, name = member.name.partition("/")
                 if member.isdir() and member.name == CIFAR10_FOLDER: continue
-                if not member.isreg() or member.issparse() or folder != CIFAR10_FOLDER or name not in CIFAR10_FILES:
+                known = folder == CIFAR10_FOLDER and name in CIFAR10_FILES
+                if not (known and member.isreg()) or member.issparse():
                     raise tarfile.ReadError(f"holds {member.name!r}")
                 with open(batches / name, "xb") as out: shutil.copyfileobj(tar.extractfile(member), out)
             os.replace(batches, root / CIFAR10_FOLDER)

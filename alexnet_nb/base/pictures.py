@@ -175,7 +175,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def open_rgb(path: str | Path,                   # an image file
-             use: Callable = lambda image: image # what to make of it before a thread may open another one, if it is large
+             use: Callable = lambda image: image # what to make of it before another large one may be opened
             ) -> Image.Image:
     "An image file as upright 8-bit RGB. Raises `InputError` that names the file and what is wrong with it."
     with ExitStack() as stack:
@@ -223,7 +223,7 @@ class Images:
 
 # %% ../../nbs/base/pictures.ipynb #4de6d993
 def read_folder(folder: str | Path,                   # one folder a class in it
-                classes: Sequence[str] | None = None  # the classes it must have; None takes its sub-folders, sorted
+                classes: Sequence[str] | None = None  # that it must have; None takes its sub-folders, sorted
                ) -> Images:
     "A folder of class folders. Raises `InputError` if it, a class or a class's images are missing."
     folder = Path(folder)

@@ -28,7 +28,7 @@ def read_results(name: str # such as `cifar10_real`
         if not (path := folder / f"{name}.json").is_file(): continue
         try: found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as e:
-            raise InputError(f"{path}: cannot be read as JSON ({e.__class__.__name__}); fetch it again") from None
+            raise InputError(f"{path}: cannot be read as JSON ({type(e).__name__}); fetch it again") from None
         if not isinstance(found, dict):
             raise InputError(f"{path}: holds no results but a {type(found).__name__}; fetch it again")
         return found

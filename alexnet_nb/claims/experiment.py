@@ -415,7 +415,8 @@ def _parser() -> argparse.ArgumentParser:
 def default_file(name: str, scale: str) -> Path:
     "Where results go unless told: beside the notebooks in a clone, but never those of drawings."
     if scale == "tiny": return Path("alexnet_data_out/experiments") / f"{name}-tiny.json"
-    return (Path("nbs/results") if Path("nbs/results").is_dir() else Path("alexnet_data_out/experiments")) / f"{name}.json"
+    folder = Path("nbs/results") if Path("nbs/results").is_dir() else Path("alexnet_data_out/experiments")
+    return folder / f"{name}.json"
 
 # %% ../../nbs/claims/experiment.ipynb #b1d6940d
 def _command(args: argparse.Namespace) -> str:
@@ -430,9 +431,10 @@ def _experiment(args: argparse.Namespace) -> int:
     began, experiment = time.monotonic(), EXPERIMENTS[args.name][args.scale]
     if not args.minutes > 0: raise InputError(f"--minutes {args.minutes:g}: give a number above 0")
     if min(args.seeds or [0]) < 0: raise InputError(f"--seeds {min(args.seeds)}: a seed is 0 or more")
-    root, seeds = None if args.scale == "tiny" else Path(args.data), list(dict.fromkeys(args.seeds or [])) or None
-    file, folder = Path(args.results or default_file(args.name,
-                                                     args.scale)), Path(args.output) / f"{args.name}-{args.scale}"
+    root = None if args.scale == "tiny" else Path(args.data)
+    seeds = list(dict.fromkeys(args.seeds or [])) or None
+    file = Path(args.results or default_file(args.name, args.scale))
+    folder = Path(args.output) / f"{args.name}-{args.scale}"
     print(f"results: {file}; states of unfinished trials: {folder}")
     if args.list:
         known = same_identity(file, identity(args.name, args.scale)) or {"trials": []}

@@ -64,7 +64,8 @@ RELU_VS_TANH = {
 # %% ../../nbs/claims/plans.ipynb #67562939
 _ALL = (1, 2, 3, 4, 5)  # data batches
 _CROPPED = dict(side=24, activation="relu", crops=True, decay=True, batch_size=128)
-_TEST_ONCE = "Nothing is chosen by a result: schedules are fixed beforehand, and the test images are looked at once, at the end of a trial: ten views and one."
+_TEST_ONCE = ("Nothing is chosen by a result: schedules are fixed beforehand, and the test images are looked "
+              "at once, at the end of a trial: ten views and one.")
 _SHORT = [[_ALL, 14, .001], [_ALL, 3, .0001], [_ALL, 3, .00001]]
 
 
@@ -102,7 +103,8 @@ _CHANGES = {
             "init code": {"model.init": "code"},
 }
 _ALEXNET = {"data.recipe": "paper", "data.unit_variance": True, "training.batch_size": 128}
-_ONE_CHANGE = "Each arm changes one thing of the base; nothing is chosen by a result, and the test images are looked at once, after the last epoch."
+_ONE_CHANGE = ("Each arm changes one thing of the base; nothing is chosen by a result, and the test images "
+               "are looked at once, after the last epoch.")
 _TINY = {"data.dataset": "drawings", "data.val_images": 10, "data.num_workers": 0, "model.width": 1 / 24,
          "training.batch_size": 8, "training.warmup_steps": 3}
 

@@ -252,7 +252,8 @@ def net_optimizer(net: nn.Sequential,        # from `build_net`, on the device w
                  ) -> torch.optim.SGD:
     "Momentum SGD in groups: each layer's weights with their own decay, and all biases, which do not decay."
     parts = [part for part in net if hasattr(part, "decay")]
-    groups = [{"params": [part.weight], "lr": rate, "weight_decay": part.decay if decay else 0., "kind": "weights"} for part in parts]
+    groups = [{"params": [part.weight], "lr": rate, "weight_decay": part.decay if decay else 0.,
+               "kind": "weights"} for part in parts]
     groups.append({"params": [part.bias for part in parts], "lr": bias_rate, "weight_decay": 0.,
                    "kind": "biases"})
     fused = all(p.device.type in ("cpu", "cuda") for p in net.parameters())

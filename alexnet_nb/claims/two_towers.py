@@ -145,7 +145,8 @@ def _check_towers(state: dict) -> None:
     "`ValueError` if these are not the weights of an `AlexNet` with two towers in one piece."
     try: maps, deep = len(state["features.0.weight"]), state["features.4.weight"].shape[1]
     except KeyError as e:
-        raise ValueError(f"these are not the weights of an AlexNet in one piece: {e.args[0]} is missing") from None
+        raise ValueError(f"these are not the weights of an AlexNet in one piece: "
+                         f"{e.args[0]} is missing") from None
     if deep * 2 != maps:
         raise ValueError(f"the network has one tower (a kernel of conv2 spans {deep} of {maps} maps); build "
                          "it with towers=2")
@@ -227,6 +228,6 @@ def tower_gap(values: Tensor,       # (K,), the first tower's first
              ) -> tuple[float, float]:
     "How far the means of the two halves lie apart, and the share of random halvings that differ as much."
     half, generator = len(values) // 2, torch.Generator().manual_seed(seed)
-    gap = lambda v: (v[..., :half].mean(-1) - v[..., half:].mean(-1)).abs()
+    def gap(v): return (v[..., :half].mean(-1) - v[..., half:].mean(-1)).abs()
     order = torch.rand(shuffles, len(values), generator=generator).argsort(1)
     return gap(values).item(), (gap(values[order]) >= gap(values) - 1e-9).float().mean().item()

@@ -11,7 +11,7 @@ import sys
 
 # %% ../../nbs/engine/allocator.ipynb #5828f7fe
 def reuse_memory() -> bool:
-    "Ask glibc to keep freed memory instead of giving it back, which saves page faults. True if it could be asked."
+    "Ask glibc to keep freed memory, which saves page faults. True if it could be asked."
     if sys.platform != "linux": return False
     try: libc = ctypes.CDLL("libc.so.6")
     except OSError: return False

@@ -338,7 +338,8 @@ def measure_row(bench: Bench, rates: Rates, base: Task, title: str) -> None:
 # %% ../../nbs/engine/bench.ipynb #751f9c24
 def format_row(row: dict) -> str:
     "A line of the table."
-    same, goal, floor_goal = row["ratio_same_allocator"], row["goals"]["ratio"], row["goals"]["share_of_floor"]
+    same, goals = row["ratio_same_allocator"], row["goals"]
+    goal, floor_goal = goals["ratio"], goals["share_of_floor"]
     verdict = {True: "met", False: "missed", None: ""}
     return (f"{row['title']:24} {row['precision']:5} "
             f"{'NHWC' if row['layout'] == 'channels_last' else 'NCHW'} "
@@ -376,7 +377,8 @@ def markdown_table(result: dict) -> str:
 def measure_memory(bench: Bench) -> None:
     """Peak memory of a training step, each in a process of its own; and what one LRN layer keeps for its
     backward pass."""
-    tasks = [("usual", "default", replace(bench.base, ours=False))] + [("ours", "reuse", replace(bench.base, precision=p)) for p in bench.precisions]
+    tasks = [("usual", "default", replace(bench.base, ours=False)),
+             *(("ours", "reuse", replace(bench.base, precision=p)) for p in bench.precisions)]
     for name, allocator, task in tasks:
         side = Side(allocator) if bench.sizes.width == 1 else dict(usual=bench.usual, ours=bench.ours)[name]
         try: answer = side.ask("memory", task)
@@ -542,8 +544,8 @@ def _bench(args: argparse.Namespace) -> int:
     "The work of `alexnet_bench`; the exit code."
     if args.worker: return serve(args.worker)
     device = pick_bench_device(args.device)
-    sizes, precisions, path = _sizes(args, device), pick_precisions(args.precision,
-                                                                    device), args.results and Path(args.results)
+    sizes, precisions = _sizes(args, device), pick_precisions(args.precision, device)
+    path = args.results and Path(args.results)
     if path and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
         raise InputError(f"{path}: cannot be written to; --results takes a file in a folder that is there")
     if set(args.parts) < set(PARTS) and not (path and path.is_file()):

@@ -86,7 +86,7 @@ def _check_parts(path: Path, checkpoint: dict) -> None:
 
 # %% ../../nbs/engine/checkpoint.ipynb #e56b81cd
 def read_checkpoint(path: str | Path,
-                    mapped: bool = False # leave tensors in the file until they are used, for those who copy the few they need
+                    mapped: bool = False # leave tensors in the file until they are used
                    ) -> dict:
     """A checkpoint, on the CPU, read with `weights_only=True` after its claims were checked. Raises
     `InputError` for whatever is not one."""
@@ -104,8 +104,8 @@ def read_checkpoint(path: str | Path,
 # %% ../../nbs/engine/checkpoint.ipynb #3f3738fa
 def load_classifier(path: str | Path,                     # a checkpoint
                     device: torch.device | None = None,   # None: CUDA, else MPS, else the CPU
-                    lacking: dict | None = None,          # arguments of `AlexNet` for what the checkpoint does not tell
-                    precision: str = "fp32",              # the weights': 'auto', 'fp32', 'bf16' or 'fp16', see `pick_precision`
+                    lacking: dict | None = None,          # arguments of `AlexNet` that the checkpoint lacks
+                    precision: str = "fp32",              # the weights', see `pick_precision`
                     channels_last: bool = True  # keep the channels of a pixel side by side in memory
                    ) -> Classifier:
     "A checkpoint, ready to predict. Raises `InputError` if it is not one."

@@ -23,7 +23,7 @@ def _machine_failure(e: Exception) -> str | None:
 
 
 def _let_output_go() -> None:
-    "After a closed pipe or a full disk: what is still to be printed goes nowhere, so that Python's own exit is quiet."
+    "After a closed pipe or a full disk: the rest goes nowhere, so that Python's own exit is quiet."
     try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError): pass
 

@@ -173,7 +173,8 @@ def parse_yaml(text: str,           # YAML
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise InputError(f"{where}: not valid YAML ({getattr(e, 'problem', None) or 'unreadable character'})") from None
+        problem = getattr(e, "problem", None) or "unreadable character"
+        raise InputError(f"{where}: not valid YAML ({problem})") from None
     # a date such as 2012-13-45, or brackets without end
     except (ValueError, RecursionError, OverflowError) as e:
         raise InputError(f"{name}: not valid YAML ({e})") from None

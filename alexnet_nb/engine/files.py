@@ -47,7 +47,8 @@ def replacing(path: Path,
         with suppress(OSError): part.unlink(missing_ok=True)
 
 # %% ../../nbs/engine/files.ipynb #4e5fc4cc
-_CUT_OFF = {getattr(errno, name, None) for name in ("ENOTCONN", "EIO", "ENODEV", "ENXIO", "ESTALE", "ETIMEDOUT", "EHOSTDOWN")} - {None}
+_NAMES = "ENOTCONN EIO ENODEV ENXIO ESTALE ETIMEDOUT EHOSTDOWN"  # not every system has them all
+_CUT_OFF = {getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name)}
 
 
 class Away(RunError):
@@ -115,7 +116,7 @@ def _if_there(act: Callable[[], None]) -> None:
 
 # %% ../../nbs/engine/files.ipynb #2b3a3e2b
 def lock_folders(*folders: str | Path,
-                 launch: str | None = None # the same for all starts of one run: then the time of the first one stays
+                 launch: str | None = None # the same for all starts of one run: the first one's time stays
                 ) -> ExitStack:
     """Keep other runs out until the stack is closed. Raises `InputError` that names the run which has one of
     the folders."""
@@ -125,7 +126,8 @@ def lock_folders(*folders: str | Path,
             lock = FileLock(folder / ".running.lock")
             try: lock.acquire(timeout=0)
             except Timeout:
-                who = f"process {old.get('process', '?')} on {old.get('machine', '?')}, since {old.get('started', '?')}"
+                process, machine, since = (old.get(key, "?") for key in ("process", "machine", "started"))
+                who = f"process {process} on {machine}, since {since}"
                 raise InputError(f"{folder}: another run writes there ({who}); wait for it, stop it, or "
                                  "choose another folder") from None
             taken.callback(_if_there, lock.release)
@@ -204,7 +206,8 @@ def check_writable(*folders: str | Path, where: str = "under paths") -> None:
             probe.touch()
             probe.unlink()
         except OSError as e:
-            raise InputError(f"{folder}: cannot be written to ({e.strerror}); choose another folder {where}") from None
+            raise InputError(f"{folder}: cannot be written to ({e.strerror}); "
+                             f"choose another folder {where}") from None
 
 # %% ../../nbs/engine/files.ipynb #9f48fbd3
 def launch_name() -> str | None:

@@ -236,7 +236,8 @@ def file_size(path: Path) -> int:
     try: found = path.stat()
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
     except (OSError, ValueError):
-        raise InputError(f"{path}: no such checkpoint; check the path, or train one with alexnet_train") from None
+        raise InputError(f"{path}: no such checkpoint; check the path, "
+                         "or train one with alexnet_train") from None
     if not stat.S_ISREG(found.st_mode): raise InputError(f"{path}: is not a file; give the .pkl file itself")
     if found.st_size == 0: raise InputError(f"{path}: is empty; give a checkpoint that alexnet_train wrote")
     return found.st_size

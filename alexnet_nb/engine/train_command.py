@@ -32,12 +32,16 @@ def _minutes(text: str) -> float:
 # %% ../../nbs/engine/train_command.ipynb #6fc723b9
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_train`."
-    parser = argparse.ArgumentParser("alexnet_train", description="Train AlexNet on CIFAR-10, on folders of images, or on the built-in drawings.")
-    parser.add_argument("--config", metavar="NAME|PATH", help="a YAML file, or the name of a config that ships with the library (default, quick, short, paper)")
-    parser.add_argument("--resume", metavar="CKPT", help="go on from this checkpoint")
-    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change one value; may be given often")
-    parser.add_argument("--minutes", type=_minutes, default=math.inf, help="stop after so many minutes, saved, to be resumed")
-    parser.add_argument("--results", metavar="FILE", help="also write what came of it to this JSON file")
+    about = "Train AlexNet on CIFAR-10, on folders of images, or on the built-in drawings."
+    parser = argparse.ArgumentParser("alexnet_train", description=about)
+    def add(flag, metavar, help, **more): parser.add_argument(flag, metavar=metavar, help=help, **more)
+    add("--config", "NAME|PATH", "a YAML file, or the name of a config that ships with the library "
+        "(default, quick, short, paper)")
+    add("--resume", "CKPT", "go on from this checkpoint")
+    add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
+    add("--minutes", "MINUTES", "stop after so many minutes, saved, to be resumed", type=_minutes,
+        default=math.inf)
+    add("--results", "FILE", "also write what came of it to this JSON file")
     return parser
 
 # %% ../../nbs/engine/train_command.ipynb #cd558e0a
@@ -61,7 +65,8 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{path}: already finished, {done} of {epochs} epochs; nothing to do")
             return 0
     if args.results:
-        if Path(args.results).is_dir(): raise InputError(f"{args.results}: is a folder; --results takes a file")
+        if Path(args.results).is_dir():
+            raise InputError(f"{args.results}: is a folder; --results takes a file")
         check_writable(Path(args.results).parent, where="for --results")
     print(to_yaml(cfg))
     result = fit(cfg, checkpoint, args.minutes)
@@ -72,14 +77,15 @@ def _train(args: argparse.Namespace) -> int:
 def _device_config(args: argparse.Namespace) -> Config:
     "A config whose device section is that of the run: as given, over what the checkpoint stores."
     cfg = load_config(args.config, args.set)
-    stored = read_checkpoint(args.resume, mapped=True).get("config", {}).get("device") if args.resume else None
+    checkpoint = read_checkpoint(args.resume, mapped=True) if args.resume else {}
+    stored = checkpoint.get("config", {}).get("device")
     if not isinstance(stored, dict): return cfg
     given = given_values(args.config, args.set).get("device", {})
     return make_config({"device": stored | given}, str(args.resume))
 
 
 def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
-    "`_train` alone, in the group that torchrun started, or in processes of our own if the config names several GPUs."
+    "`_train` alone, in the group that torchrun started, or in a process of its own for each GPU."
     world = find_world()
     try:
         cfg = _device_config(args)
@@ -88,7 +94,7 @@ def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
             return launch(len(ids), [sys.executable, "-m", "alexnet_nb.train", *argv])
         with process_group(world, run_device(cfg)): return _train(args)
     except (InputError, Diverged) as e:
-        if world is None or world.local_rank == 0: raise  # the leader cannot know what is missing on another machine
+        if world is None or world.local_rank == 0: raise  # once a machine: each may lack something else
         return 2 if isinstance(e, InputError) else 1
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import STEPS, differences, lines, load, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from alexnet_nb import train
 from alexnet_nb.base import errors as base_errors
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import make_config
 from alexnet_nb.engine.loaders import EpochBatches
 from alexnet_nb.engine.processes import World, launch, share
+from common import STEPS, TESTS, differences, lines, load, one_step, tiny
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -71,7 +71,7 @@ def numbers(folder: Path, dtype: str, epochs: int = 3) -> dict:
 
 def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[float], torch.Tensor]:
     "Losses of twenty steps and the weights after them; with `halves` each batch goes through the network in two parts."
-    from alexnet_nb.engine.processes import replicated, world_size
+    from alexnet_nb.engine.processes import all_reduce_sum, replicated, world_size
     cfg, kind, losses = make_config(config), getattr(torch, dtype), []
     run = engine_setup.start(cfg)
     run.model.to(kind)
@@ -83,13 +83,13 @@ def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[f
             n, x = batches.images_in(run.progress.batch), x.to(kind)
             if halves:
                 run.optimizer.zero_grad()
-                train.warm_up(run)
+                train.set_rate(run.optimizer, run.scheduler.get_last_lr(), run.progress.step, run.options.warmup_steps)
                 parts = [F.cross_entropy(run.model(x[part]), y[part], reduction="sum") / n for part in (share(n, 0, 2), share(n, 1, 2))]
                 for part in parts: part.backward()
                 run.optimizer.step()
                 loss = sum(part.detach() for part in parts)
-            else: loss, _ = train.train_step(run, x, y, n)
-            losses.append(total(loss / world_size()).item())
+            else: loss, _ = one_step(run, x, y)
+            losses.append(all_reduce_sum(loss / world_size()).item())
             run.progress.step, run.progress.batch = run.progress.step + 1, run.progress.batch + 1
             if len(losses) == 20: return losses, torch.cat([p.detach().flatten() for p in run.model.parameters()])
         run.progress.epoch += 1
@@ -97,10 +97,10 @@ def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[f
 
 SCRIPT = """
 import json, sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_distributed import twenty_steps
-from alexnet_nb.distributed import *
-with joined(find_world(), torch.device("cpu")):
+from alexnet_nb.engine.processes import *
+with process_group(find_world(), torch.device("cpu")):
     for name, given in json.loads({given!r}).items():
         losses, weights = twenty_steps(**given)
         torch.save((losses, weights), f"{out}/{{name}}.{{rank()}}")
@@ -112,7 +112,7 @@ def by_two(tmp_path_factory):
     "Twenty steps in 64 and in 32 bits by two processes: {name: [(losses, weights) of each]}."
     out = tmp_path_factory.mktemp("by_two")
     given = {name: numbers(out, name) for name in ("float64", "float32")}
-    (out / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent), given=json.dumps(given), out=out))
+    (out / "script.py").write_text(SCRIPT.format(tests=[str(TESTS), str(Path(__file__).parent)], given=json.dumps(given), out=out))
     code, _, err = ended(torchrun(out / "script.py"))
     assert code == 0, err[-3000:]
     return {name: [torch.load(out / f"{name}.{r}", weights_only=True) for r in (0, 1)] for name in given}
@@ -211,7 +211,7 @@ def test_torchrun_starts_again_after_one_is_killed(rank, straight, tmp_path):
     for kind in ("steps", "epochs"): assert lines(tmp_path, kind) == lines(straight, kind)
 
 
-LAUNCHER = "import sys; from alexnet_nb.distributed import launch; sys.exit(launch(2, [sys.executable, '-m', 'alexnet_nb.train', *sys.argv[1:]]))"
+LAUNCHER = "import sys; from alexnet_nb.engine.processes import launch; sys.exit(launch(2, [sys.executable, '-m', 'alexnet_nb.train', *sys.argv[1:]]))"
 
 
 def launched(*argv) -> subprocess.Popen:
@@ -223,7 +223,7 @@ def launched(*argv) -> subprocess.Popen:
 def test_each_machine_says_once_what_it_lacks(place, says, monkeypatch, tmp_path, capsys):
     "Of the processes of another machine, the first; the leader cannot know."
     def lacking(args): raise InputError("no such folder")
-    for name, value in dict(find_world=lambda: World(2 + place, 4, place, 2), joined=lambda *args: nullcontext(), leader=lambda: False, _train=lacking).items(): monkeypatch.setattr(train, name, value)
+    for name, value in dict(find_world=lambda: World(2 + place, 4, place, 2), process_group=lambda *args: nullcontext(), leader=lambda: False, _train=lacking).items(): monkeypatch.setattr(engine_train_command, name, value)
     assert train.main(tiny(tmp_path)) == 2 and capsys.readouterr().err == says
 
 
@@ -235,7 +235,7 @@ def test_what_both_lack_is_said_once(tmp_path):
 LEAVING = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
-from alexnet_nb.distributed import *
+from alexnet_nb.engine.processes import *
 
 def step():
     net = replicated(torch.nn.Linear(3, 1), torch.device("cpu"))
@@ -243,7 +243,7 @@ def step():
     if sys.argv[1] == "fails": raise ValueError("in the middle")
 
 try:
-    with joined(find_world(), torch.device("cpu")): step()
+    with process_group(find_world(), torch.device("cpu")): step()
 except ValueError as e: error = e  # with its traceback, and so with the frame of `step`
 names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 sys.exit(any("gloo" in name for name in names) or dist.is_initialized())
@@ -272,7 +272,7 @@ def test_who_cannot_all_be_started_are_ended(monkeypatch):
         if started: raise OSError("no more processes")
         started.append(real(*args, **how))
         return started[0]
-    monkeypatch.setattr("alexnet_nb.distributed.subprocess.Popen", second_fails)
+    monkeypatch.setattr("alexnet_nb.engine.processes.subprocess.Popen", second_fails)
     with pytest.raises(OSError, match="no more"): launch(2, [sys.executable, "-c", "import time; time.sleep(60)"])
     assert started[0].wait(timeout=20) != 0
 

@@ -7,17 +7,29 @@ import time
 
 import pytest
 import torch
-from common import EACH_STEP, LONG, STEPS, check_equal, class_folders, differences, lines, load, run_without_panels, snapshot, tiny
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
+from alexnet_nb.base.pictures import open_rgb
 from alexnet_nb.engine import checkpoint as engine_checkpoint
 from alexnet_nb.engine import logs as engine_logs
 from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine.config import given_values, load_config
-from alexnet_nb.base.pictures import open_rgb
+from common import (
+    EACH_STEP,
+    LONG,
+    STEPS,
+    check_equal,
+    class_folders,
+    differences,
+    hook_steps,
+    lines,
+    load,
+    run_without_panels,
+    snapshot,
+    tiny,
+)
 
 needs_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 
@@ -68,15 +80,14 @@ def test_every_file_of_events_has_a_second_of_its_own(tmp_path):
 
 def signal_at(monkeypatch, where: int | str, number: int) -> None:
     "Send this process a signal in the middle of a step, or in a validation or the test."
-    step, evaluate, calls = train.train_step, engine_run.evaluate, []
-    def train_step(run, *args):
-        if run.progress.step + 1 == where: os.kill(os.getpid(), number)
-        return step(run, *args)
-    def evaluating(*args):
+    evaluate, calls = engine_run.evaluate, []
+    def before(step):
+        if step + 1 == where: os.kill(os.getpid(), number)
+    def evaluating(*args, **more):
         calls.append(1)
         if len(calls) == {"validation 2": 2, "test": 5}.get(where): os.kill(os.getpid(), number)
-        return evaluate(*args)
-    monkeypatch.setattr(train, "train_step", train_step)
+        return evaluate(*args, **more)
+    hook_steps(monkeypatch, before)
     monkeypatch.setattr(engine_run, "evaluate", evaluating)
 
 
@@ -123,21 +134,22 @@ def test_real_process_ended_from_outside(name, code, tmp_path, straight, no_pane
 DRIVER = '''
 import os, signal, sys
 from alexnet_nb import train
+from alexnet_nb.engine import files, run as engine
 point, *argv = sys.argv[1:]
-engine_run.write_panels = lambda *args: None
-save_last, save, copy, save_final, step, torch_save = (engine_run.save_last, engine_files.save_checkpoint, engine_run.copy_checkpoint, engine_run.save_final, train.train_step, engine_files.torch.save)
+engine.write_panels = lambda *args: None
+save_last, copy, set_rate, torch_save = engine.save_last, engine.copy_checkpoint, train.set_rate, files.torch.save
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
-def in_a_step(run, *args):  # after the checkpoint of step 8
-    if run.progress.step == 8: die()
-    return step(run, *args)
+def in_a_step(optimizer, rates, step, warmup_steps):  # after the checkpoint of step 8
+    if step == 8: die()
+    set_rate(optimizer, rates, step, warmup_steps)
 
-def log_ahead(run, **best):  # step 9 is in the log, and half a line more, but in no checkpoint
+def log_ahead(run, *accuracy):  # step 9 is in the log, and half a line more, but in no checkpoint
     if run.progress.step == 9:
         with open(run.folder / "steps.jsonl", "a") as f: f.write('{"step": 10, "epoch": 2, "lo')
         die()
-    save_last(run, **best)
+    save_last(run, *accuracy)
 
 def while_saving(checkpoint, f):  # half of step 9's checkpoint is on disk
     if checkpoint["total_steps"] == 9:
@@ -146,12 +158,12 @@ def while_saving(checkpoint, f):  # half of step 9's checkpoint is on disk
         die()
     torch_save(checkpoint, f)
 
-def before_epoch_is_saved(run, **best):  # epoch 2 is validated and logged; the checkpoint is from before that
+def before_epoch_is_saved(run, *accuracy):  # epoch 2 is validated and logged; the checkpoint is from before that
     if run.progress.epoch == 2 and run.progress.batch == 0: die()
-    save_last(run, **best)
+    save_last(run, *accuracy)
 
-def between_epochs(run, **best):
-    save_last(run, **best)
+def between_epochs(run, *accuracy):
+    save_last(run, *accuracy)
     if run.progress.epoch == 2 and run.progress.batch == 0: die()
 
 def before_final(run): die()
@@ -160,9 +172,9 @@ def before_mark(source, target):  # the final checkpoint is there, the last one 
     if source.name == "alexnet_final.pkl": die()
     copy(source, target)
 
-place = {"in_a_step": "train_step", "before_final": "save_final", "before_mark": "copy_checkpoint"}.get(point, "save_last")
-if point == "while_saving": engine_files.torch.save = while_saving
-else: setattr(train, place, globals()[point])
+place = {"in_a_step": "set_rate", "before_final": "save_final", "before_mark": "copy_checkpoint"}.get(point, "save_last")
+if point == "while_saving": files.torch.save = while_saving
+else: setattr(train if point == "in_a_step" else engine, place, globals()[point])
 sys.exit(train.main(argv))
 '''
 POINTS = {"in_a_step": 8, "log_ahead": 8, "while_saving": 8, "before_epoch_is_saved": 12, "between_epochs": 12, "before_final": 24, "before_mark": 24}

@@ -6,13 +6,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from alexnet_nb.claims import small_nets as claims_small_nets
-from alexnet_nb.claims.small_nets import NETS, Local2d, SameMapNorm, Stage, build_net, chances, cut
-from alexnet_nb.claims.small_nets import mean_image, net_optimizer, net_table, ten_views, train_epoch
-from alexnet_nb.claims.small_nets import view_probabilities
-from alexnet_nb.train import set_rate
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.pictures import stack_pixels
+from alexnet_nb.claims import small_nets as claims_small_nets
+from alexnet_nb.claims.small_nets import (
+    NETS,
+    Local2d,
+    SameMapNorm,
+    Stage,
+    build_net,
+    chances,
+    cut,
+    mean_image,
+    net_optimizer,
+    net_table,
+    set_rate,
+    ten_views,
+    train_epoch,
+    view_probabilities,
+)
 
 
 def numbers(*shape, scale=1., seed=0) -> torch.Tensor:

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from common import ROOT
 
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.config import make_config, merge
+from common import ROOT
 
 REAL = ROOT / "nbs" / "results" / "cifar10_real.json"
 

@@ -7,18 +7,17 @@ import shutil
 import pytest
 import torch
 import yaml
-from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
+from alexnet_nb.base.device import pick_device
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.pictures import CLASSES, open_rgb
 from alexnet_nb.engine import config as engine_config
 from alexnet_nb.engine import predict_command as engine_predict_command
-from alexnet_nb.base.device import pick_device
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import CONFIG_DIR, Config, load_config
-from alexnet_nb.base.drawings import drawings
-from alexnet_nb.base.pictures import CLASSES, open_rgb
+from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 
 CPU = ["--set", "device.use_cuda=false"]
 
@@ -217,8 +216,8 @@ def test_commands_are_installed():
     "The four commands lead to the four main functions."
     from importlib.metadata import entry_points
     scripts = {e.name: e.value for e in entry_points(group="console_scripts") if e.name.startswith("alexnet_")}
-    assert scripts == {"alexnet_train": "alexnet_nb.train:main", "alexnet_predict": "alexnet_nb.inference:main", "alexnet_bench": "alexnet_nb.speed:main",
-                       "alexnet_experiment": "alexnet_nb.experiment:main"}
+    assert scripts == {"alexnet_train": "alexnet_nb.engine.train_command:main", "alexnet_predict": "alexnet_nb.engine.predict_command:main",
+                       "alexnet_bench": "alexnet_nb.engine.bench:main", "alexnet_experiment": "alexnet_nb.claims.experiment:main"}
 
 
 @pytest.mark.parametrize("main", [train.main, inference.main], ids=["train", "predict"])

@@ -8,20 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import differences, load, settings, tiny
 from PIL import Image
 
-from alexnet_nb import data
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import data, inference, train
 from alexnet_nb.base import pictures as base_pictures
 from alexnet_nb.base import plots as base_plots
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import build_model, read_checkpoint, stored_classes
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.model import AlexNet
+from common import differences, load, settings, tiny
 
 CLASSES = tuple(f"n{k:08}" for k in range(1000))
 SHAPES = [(40, 30), (30, 40), (64, 64), (17, 90), (300, 20), (5, 5), (1, 1), (257, 256)]   # width, height

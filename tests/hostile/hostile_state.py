@@ -3,7 +3,7 @@
 `run(n_checkpoints, n_configs, n_logs, seed)` tries so many of each and tells what came of it. The promise: a proper result or one clear line;
 never a traceback, ten seconds of computing, 2 GB of memory, code that a file brought along, or a write outside the output folder.
 The inputs are tried in child processes; one that dies or hangs is noted with the input that it had in hand.
-One input again, by hand: python tests/hostile_state.py checkpoint SEED NUMBER
+One input again, by hand: python tests/hostile/hostile_state.py checkpoint SEED NUMBER
 """
 import contextlib
 import functools
@@ -29,8 +29,10 @@ import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
-from common import settings
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
 from watch import Evil, Watch
+
+from common import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -353,8 +355,9 @@ def other_file(r: random.Random, base: dict[str, bytes], marker: Path) -> bytes:
 
 def config_text(r: random.Random) -> str:
     "An honest config of a few random keys."
-    from alexnet_nb.engine.config import Config, to_yaml
     import yaml
+
+    from alexnet_nb.engine.config import Config, to_yaml
     every = yaml.safe_load(to_yaml(Config()))
     chosen = {s: {k: v for k, v in keys.items() if r.random() < 0.4} for s, keys in every.items() if r.random() < 0.7}
     return yaml.safe_dump({s: keys for s, keys in chosen.items() if keys} or {"training": {"seed": 1}}, sort_keys=False)
@@ -461,9 +464,9 @@ class Lab:
 
     def honest(self) -> None:
         "A run that stopped in the middle of its second and last epoch, and a picture."
+        from alexnet_nb.base.drawings import drawings
         from alexnet_nb.engine import config as engine_config
         from alexnet_nb.engine import train_command as engine_train_command
-        from alexnet_nb.base.drawings import drawings
         self.start, keep = self.base / "start", self.base / "start.pkl"
         self.picture = self.base / "picture.png"
         if not keep.exists():
@@ -508,10 +511,9 @@ class Lab:
 
 
 def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
-    from alexnet_nb import inference
-    from alexnet_nb import train
-    from alexnet_nb.engine import checkpoint as engine_checkpoint
+    from alexnet_nb import inference, train
     from alexnet_nb.base.errors import InputError
+    from alexnet_nb.engine import checkpoint as engine_checkpoint
     what, data = checkpoint(seed, number, lab.pkls, lab.marker)
     path = lab.fresh() / r"hostile.pkl"
     path.write_bytes(data)
@@ -528,8 +530,8 @@ def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
 
 def one_config(lab: Lab, seed: int, number: int) -> dict:
     from alexnet_nb import train
-    from alexnet_nb.engine import train_command as engine_train_command
     from alexnet_nb.base.errors import InputError, RunError
+    from alexnet_nb.engine import train_command as engine_train_command
     from alexnet_nb.engine.config import load_config, to_yaml
     what, data, sets = config(seed, number, lab.marker)
     path = lab.fresh() / "hostile.yaml"
@@ -612,15 +614,15 @@ def forget_peak() -> None:
 def child(base: Path, kind: str, seed: int, numbers: list[int]) -> None:
     "Try these inputs, and write to report.jsonl before and after each."
     import torch
+
     from alexnet_nb import train
     from alexnet_nb.base import errors as base_errors
-    from alexnet_nb.base import plots as base_plots
     from alexnet_nb.engine import run as engine_run
     torch.set_num_threads(1)
     torch._dynamo  # imported now, so that it is not the fault of an input
     lab = Lab(base)
     engine_run.write_panels = lambda *args: None  # pictures for TensorBoard, which take longer than everything else here
-    base_plots.draw_curves = lambda *args, **more: type("Figure", (), dict(savefig=lambda self, file, **how: Path(file).write_bytes(b"") if isinstance(file, (str, Path)) else None))()
+    engine_run.draw_curves = lambda *args, **more: type("Figure", (), dict(savefig=lambda self, file, **how: Path(file).write_bytes(b"") if isinstance(file, (str, Path)) else None))()
     lab.honest()
     lab.fresh()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what is imported late is imported here
@@ -707,7 +709,7 @@ def run(n_checkpoints: int = 2000, n_configs: int = 2000, n_logs: int = 500, see
             rows = [row for row in map(json.loads, (base / "report.jsonl").read_text().splitlines() if n else []) if row["kind"] == kind and "faults" in row]
             doors = Counter(f"{door} {what}" for row in rows for door, what in row["done"].items())
             result[f"{kind}s"] = dict(tried=len(rows), doors=dict(sorted(doors.items())), slowest_seconds=max((row["seconds"] for row in rows), default=0), most_megabytes=max((row["megabytes"] for row in rows), default=0),
-                                      seconds=round(time.monotonic() - began, 1), failures=[dict(again=f"python tests/hostile_state.py {kind} {seed} {row['number']}", what=row["what"], faults=row["faults"]) for row in rows if row["faults"]])
+                                      seconds=round(time.monotonic() - began, 1), failures=[dict(again=f"python tests/hostile/hostile_state.py {kind} {seed} {row['number']}", what=row["what"], faults=row["faults"]) for row in rows if row["faults"]])
     return result
 
 

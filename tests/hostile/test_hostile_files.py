@@ -20,20 +20,18 @@ import hostile_files as hostile
 import numpy as np
 import pytest
 import torch
-from common import class_folders, refused, save_drawings, snapshot, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from watch import Evil
 
-from alexnet_nb import data
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import data, inference, train
 from alexnet_nb.base import cifar10 as base_cifar10
 from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import loaders as engine_loaders
 from alexnet_nb.engine import predict_command as engine_predict_command
-from alexnet_nb.base.errors import InputError
+from common import class_folders, refused, save_drawings, snapshot, tiny
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="names and kinds of files that Windows does not have")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes, /proc and limits on memory")
@@ -91,9 +89,9 @@ def test_the_harness_sees_what_goes_wrong(monkeypatch):
     "A library that is broken on purpose: each kind of fault is found, and blamed on the right number."
     faults = {1: ("raise ValueError('odd')", "ValueError: odd"), 2: ("open('here', 'w').close(), os.remove('here')", "here"), 3: ("bytearray(3 * 2**30)", "MemoryError"),
               4: ("os.write(2, b'\\x1b[31m')", "wrote to stderr"), 5: ("subprocess.run(['true'])", "subprocess.Popen"), 6: ("os.kill(os.getpid(), 11)", "killed by signal SIGSEGV"),
-              7: ("raise base_errors.InputError('two\\nlines')", "not one printable line")}
+              7: ("raise pictures.InputError('two\\nlines')", "not one printable line")}
     cases = "".join(f"    if path.name.startswith('{number:06}'): {fault}\n" for number, (fault, _) in faults.items())
-    wrong = f"import os, subprocess\nfrom alexnet_nb import data\nreal = base_pictures.open_rgb\ndef broken(path, *use):\n{cases}    return real(path, *use)\ndata.open_rgb = broken\n"
+    wrong = f"import os, subprocess\nfrom alexnet_nb.base import pictures\nreal = pictures.open_rgb\ndef broken(path, *use):\n{cases}    return real(path, *use)\npictures.open_rgb = broken\n"
     start = hostile.subprocess.Popen
     monkeypatch.setattr(hostile.subprocess, "Popen", lambda argv, **more: start([*argv[:2], wrong + argv[2]], **more))
     report = hostile.run_kind("pictures", 9, seed=0, bombs=0)
@@ -524,14 +522,15 @@ def test_files_that_may_not_be_read():
         code = f"""
 import os, sys
 from PIL import Image
-from alexnet_nb import data, inference
+from alexnet_nb.base import pictures
+from alexnet_nb.engine.predict_command import folder_images
 Image.init()  # its readers are imported late, and then we may not
 os.setuid(65534)
-try: open(data.__file__).close()
+try: open(pictures.__file__).close()
 except PermissionError: sys.exit(77)
-for call in (lambda: base_pictures.open_rgb({str(locked)!r}), lambda: base_pictures.check_images(base_pictures.Images([{str(locked)!r}], [0], ("x",))), lambda: engine_predict_command.folder_images({str(shut)!r})):
+for call in (lambda: pictures.open_rgb({str(locked)!r}), lambda: pictures.check_images(pictures.Images([{str(locked)!r}], [0], ("x",))), lambda: folder_images({str(shut)!r})):
     try: call()
-    except base_errors.InputError as e: print(e)
+    except pictures.InputError as e: print(e)
 """
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         if run.returncode == 77: pytest.skip("another user may not read the library here")

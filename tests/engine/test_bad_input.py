@@ -21,21 +21,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import STEPS, TINY, class_folders, command, load, save_drawings, settings, snapshot, tiny
 from PIL import Image
 from torch.utils.data import get_worker_info
 from watch import Evil
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
 from alexnet_nb.base import cifar10 as base_cifar10
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import files as engine_files
 from alexnet_nb.engine import loaders as engine_loaders
 from alexnet_nb.engine import logs as engine_logs
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import train_command as engine_train_command
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import load_config
+from common import STEPS, TINY, class_folders, command, load, save_drawings, settings, snapshot, tiny
 
 SHIPPED = "default, paper, quick, short"
 
@@ -149,7 +148,7 @@ def with_folders(root: Path, dataset="CIFAR10", **changes) -> list[str]:
 
 def test_data_folder_missing(tmp_path, refused):
     refused(train.main, with_folders(tmp_path / "nowhere"), f"{tmp_path / 'nowhere'}: holds neither CIFAR-10's batches, nor cifar-10-python.tar.gz, "
-            "nor train/ and test/ folders; put one there or set base_cifar10.download to true")
+            "nor train/ and test/ folders; put one there or set data.download to true")
     refused(train.main, with_folders(tmp_path / "nowhere", "ImageFolder"),
             f"{tmp_path / 'nowhere' / 'train'}: no such folder; set data.data_dir and paths.train_img_dir to where the images are")
 
@@ -624,13 +623,13 @@ def test_disk_full_while_printing(final, pictures):
                                    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
                                    RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")], ids=["cuda", "python", "cpu", "windows"])
 def test_out_of_memory(error, tmp_path, monkeypatch, failed):
-    def train_step(*args): raise error
+    def train_step(*args, **more): raise error
     monkeypatch.setattr(train, "train_step", train_step)
     failed(train.main, tiny(tmp_path), "out of memory with batches of 8 images; halve training.batch_size")
 
 
 def test_an_error_of_our_own_is_not_hidden(tmp_path, monkeypatch):
-    def train_step(*args): raise RuntimeError("a bug")
+    def train_step(*args, **more): raise RuntimeError("a bug")
     monkeypatch.setattr(train, "train_step", train_step)
     with pytest.raises(RuntimeError, match="a bug"): train.main(tiny(tmp_path))
 

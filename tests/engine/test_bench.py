@@ -5,17 +5,16 @@ import time
 
 import pytest
 import torch
-from common import command
 from torch import nn
 from torch.nn import functional as F
 
 from alexnet_nb.engine import bench as engine_bench
 from alexnet_nb.engine import speed as engine_speed
 from alexnet_nb.engine.config import make_config
+from alexnet_nb.engine.setup import start
 from alexnet_nb.lrn import LocalResponseNorm
 from alexnet_nb.model import AlexNet
-from alexnet_nb.engine.setup import start
-from alexnet_nb.train import train_step
+from common import command, one_step
 
 WIDTH, BATCH, STEPS = 0.1, 8, 20
 
@@ -32,7 +31,7 @@ def usual_pair(run):
     "The usual network with the weights that a run begins with, and its optimizer."
     model = engine_speed.usual_alexnet(width=WIDTH, dropout=0.0).to(run.model.features[0].weight.dtype)
     model.load_state_dict(run.model.state_dict())
-    return model, engine_speed.usual_optimizer(model, run.cfg.training.learning_rate)
+    return model, engine_speed.usual_optimizer(model, run.options.learning_rate)
 
 
 def batches(run):
@@ -66,7 +65,7 @@ def test_twenty_steps_in_float64():
     model, optimizer = usual_pair(run)
     assert distance(run.model, model) == 0
     for step, (x, y) in enumerate(data):
-        ours = float(train_step(run, x.double(), y)[0])
+        ours = float(one_step(run, x.double(), y)[0])
         theirs = engine_speed.usual_step(model, optimizer, x.double(), y)
         assert abs(ours - theirs) <= 1e-10 * theirs, step
     assert distance(run.model, model) <= 1e-10
@@ -76,7 +75,7 @@ def test_first_step_in_float32():
     run = fast()
     model, optimizer = usual_pair(run)
     x, y = batches(run)[0]
-    ours = float(train_step(run, x, y)[0])
+    ours = float(one_step(run, x, y)[0])
     theirs = engine_speed.usual_step(model, optimizer, x, y)
     assert abs(ours - theirs) <= 1e-5 * theirs
     for (name, p), q in zip(run.model.named_parameters(), model.parameters()):
@@ -92,7 +91,7 @@ def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
         run = fast(rate=0.03, seed=seed)
         data, usual, others = batches(run), usual_pair(run), [usual_pair(run) for _ in WAYS]
         for x, y in data:
-            train_step(run, x, y)
+            one_step(run, x, y)
             engine_speed.usual_step(*usual, x, y)
             for parts, other in zip(WAYS, others): split_step(*other, x, y, parts)
         ours.append(distance(run.model, usual[0]))
@@ -150,7 +149,7 @@ def small(tmp_path_factory):
     "What `alexnet_bench --small` wrote, printed, and how long it took."
     folder = tmp_path_factory.mktemp("bench")
     began = time.monotonic()
-    run = command("speed", "--small", "--device", "cpu", "--precision", "fp32", "bf16", "--results", "bench.json", cwd=folder)
+    run = command("engine.bench", "--small", "--device", "cpu", "--precision", "fp32", "bf16", "--results", "bench.json", cwd=folder)
     assert run.returncode == 0, run.stderr
     return json.loads((folder / "bench.json").read_text()), run.stdout, time.monotonic() - began
 
@@ -181,13 +180,13 @@ def test_small_bench_has_memory_and_stairs(small):
 
 
 def test_time_that_is_up_still_gives_a_whole_file(tmp_path):
-    run = command("speed", "--small", "--device", "cpu", "--precision", "fp32", "--minutes", "0.001", "--results", "b.json", cwd=tmp_path)
+    run = command("engine.bench", "--small", "--device", "cpu", "--precision", "fp32", "--minutes", "0.001", "--results", "b.json", cwd=tmp_path)
     result = json.loads((tmp_path / "b.json").read_text())
     assert run.returncode == 0 and not result["finished"] and "staircase" in result["skipped"] and "time was up" in run.stdout
 
 
 def test_parts_are_measured_anew_and_the_others_kept(tmp_path):
-    bench = ["speed", "--small", "--device", "cpu", "--precision", "fp32", "--results", "b.json"]
+    bench = ["engine.bench", "--small", "--device", "cpu", "--precision", "fp32", "--results", "b.json"]
     assert command(*bench, "--minutes", "0.001", cwd=tmp_path).returncode == 0
     part = [*bench, "--parts", "memory", "step"]
     assert command(*part, cwd=tmp_path).returncode == 0

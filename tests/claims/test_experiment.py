@@ -11,19 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common import class_folders, snapshot
 from PIL import Image
 
-from alexnet_nb.base import device as base_device
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.pictures import CLASSES
 from alexnet_nb.claims import experiment as claims_experiment
 from alexnet_nb.claims import plans as claims_plans
-from alexnet_nb.claims import small_nets as claims_small_nets
+from alexnet_nb.claims.small_nets import NETS
 from alexnet_nb.engine import files as engine_files
 from alexnet_nb.engine import signals as engine_signals
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import make_config
-from alexnet_nb.claims.small_nets import NETS
-from alexnet_nb.base.pictures import CLASSES
+from common import class_folders, snapshot
 
 # Networks of the authors on 8 x 8 drawings: an epoch takes hundredths of a second. Nothing reaches an error of 1 %.
 RACE = claims_plans.Experiment("convnet", (80, 0), dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),
@@ -39,7 +37,7 @@ ALEXNET = replace(_TINY, images=(24, 10), base=_TINY.base | {"device.use_cuda": 
 def on_cpu():
     "Bits are compared, which a GPU does not promise."
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(base_device, "pick_device", lambda: torch.device("cpu"))
+        m.setattr(claims_experiment, "pick_device", lambda: torch.device("cpu"))
         yield
 
 
@@ -190,7 +188,7 @@ def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatc
 def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where):
     assert run("pair", "--seeds", "1", file="whole.json", folder="a") == 0
     name = {"before the state": "save_checkpoint", "between state and results": "note", "while testing": "view_probabilities"}[where]
-    real, calls = getattr(X, name), 0
+    real, calls = getattr(claims_experiment, name), 0
 
     def die_the_second_time(*args, **options):
         nonlocal calls
@@ -199,7 +197,7 @@ def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where
         return real(*args, **options)
 
     with monkeypatch.context() as m:
-        m.setattr(X, name, die_the_second_time)
+        m.setattr(claims_experiment, name, die_the_second_time)
         assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 130
     before = read("cut.json")["trials"][0]
     assert not before["finished"] and len(before["epochs"]) == {"before the state": 1, "between state and results": 1, "while testing": 3}[where]
@@ -296,7 +294,7 @@ def test_a_second_run_on_the_folder_is_refused(known, capsys):
     "It would write over the first one's states; the line names the process that has them."
     assert run("race") == 0
     before = snapshot(Path("states/race-tiny"))
-    with take_folders("states/race-tiny"): assert run("race") == 2
+    with engine_files.lock_folders("states/race-tiny"): assert run("race") == 2
     assert f"another run writes there (process {os.getpid()} on" in capsys.readouterr().err and snapshot(Path("states/race-tiny")) == before
 
 
@@ -445,13 +443,13 @@ def test_every_setting_of_an_arm_is_obeyed(known):
 
 def test_biases_learn_twice_as_fast_as_weights_at_first(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(claims_small_nets, "net_optimizer", lambda net, rate, bias_rate, decay, make=claims_small_nets.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
+    monkeypatch.setattr(claims_experiment, "net_optimizer", lambda net, rate, bias_rate, decay, make=claims_experiment.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
     assert run("race", "--seeds", "0") == 0 and run("pair", "--seeds", "0", file="p.json") == 0
     assert seen[:2] == [(.001, .002, False), (.002, .004, False)] and set(seen[-2:]) == {(.001, .002, True)}
 
 
 def test_crops_depend_on_seed_and_epoch(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(claims_small_nets, "chances", lambda *numbers, draw=claims_small_nets.chances: seen.append(numbers) or draw(*numbers))
+    monkeypatch.setattr(claims_experiment, "chances", lambda *numbers, draw=claims_experiment.chances: seen.append(numbers) or draw(*numbers))
     assert run("pair") == 0
     assert seen == [(seed, epoch, 80, 8) for seed in (0, 0, 1) for epoch in range(3)], "crops do not depend on the arm"

@@ -14,14 +14,14 @@ import time
 import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-
-from common import EACH_STEP, LONG, check_equal, load, tiny
 
 from alexnet_nb import train
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine.checkpoint import read_checkpoint
+from common import EACH_STEP, LONG, check_equal, load, tiny
 
 CHANGES = LONG | EACH_STEP  # four epochs of six steps, a checkpoint after every one
 

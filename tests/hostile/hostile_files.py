@@ -474,8 +474,7 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
 
     import torch
 
-    from alexnet_nb import data
-    from alexnet_nb import inference
+    from alexnet_nb import data, inference
     from alexnet_nb.engine import predict_command as engine_predict_command
     torch.set_num_threads(1)
     report, room = os.open(box / "report", os.O_WRONLY | os.O_CREAT | os.O_APPEND), Path.cwd()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import CLOCK, LONG, STEPS, check_equal, class_folders, differences, lines, load, run_without_panels, snapshot, tiny
 
 from alexnet_nb import train
 from alexnet_nb.base import errors as base_errors
 from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.data import Recipe
 from alexnet_nb.engine import files as engine_files
 from alexnet_nb.engine import logs as engine_logs
 from alexnet_nb.engine import run as engine_run
@@ -24,8 +24,23 @@ from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import signals as engine_signals
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.data import Recipe
+from alexnet_nb.engine.files import lock_folders
 from alexnet_nb.train import Diverged
+from common import (
+    CLOCK,
+    LONG,
+    STEPS,
+    TESTS,
+    check_equal,
+    class_folders,
+    differences,
+    hook_steps,
+    lines,
+    load,
+    run_without_panels,
+    snapshot,
+    tiny,
+)
 
 HERE = Path(__file__).parent
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
@@ -73,7 +88,7 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys, no_panels):
     out = tmp_path / "out"
     (out / "models").mkdir(parents=True)
     for held in (out, out / "models"):
-        with take_folders(held):
+        with lock_folders(held):
             assert train.main(tiny(out, training__num_epochs=1)) == 2
             assert f"{held}: another run writes there (process {os.getpid()} on " in capsys.readouterr().err
     assert train.main(tiny(out, training__num_epochs=1)) == 0
@@ -86,7 +101,7 @@ def test_a_log_folder_in_use_is_refused(tmp_path, capsys, no_panels):
     log = tmp_path / "tblogs" / "run-001"
     before = snapshot(log)
     resume = ["--resume", str(tmp_path / "models" / "alexnet_last.pkl"), *tiny(tmp_path / "else", paths__log_dir=str(tmp_path / "tblogs"))]
-    with take_folders(log):
+    with lock_folders(log):
         assert train.main(resume) == 2
         assert f"{log}: another run writes there (process {os.getpid()} on " in capsys.readouterr().err
     assert snapshot(log) == before and train.main(resume) == 0 and not (log / ".running.json").exists()
@@ -107,9 +122,9 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path, no_panels):
 def test_the_wait_for_an_epochs_last_update_counts(tmp_path, monkeypatch, no_panels):
     "On a GPU the numbers of the last updates come when the queue is empty; that is time of training too."
     read = engine_run.read_steps
-    def slow(notes):
-        if notes[-1].step == STEPS: time.sleep(3)
-        return read(notes)
+    def slow(steps):
+        if steps[-1].number == STEPS: time.sleep(3)
+        return read(steps)
     monkeypatch.setattr(engine_run, "read_steps", slow)
     assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
     assert json.loads((tmp_path / "results.json").read_text())["training_seconds"] >= 3
@@ -117,7 +132,7 @@ def test_the_wait_for_an_epochs_last_update_counts(tmp_path, monkeypatch, no_pan
 
 def test_a_worker_that_dies_during_a_step_is_named(tmp_path, monkeypatch, capsys):
     "Torch raises it wherever the main process is; here in the middle of a step."
-    def dead(run, *args): raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. \nmore")
+    def dead(*args, **more): raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. \nmore")
     monkeypatch.setattr(train, "train_step", dead)
     assert train.main(tiny(tmp_path)) == 1
     assert capsys.readouterr().err.splitlines()[-1] == ("alexnet_train: a process that loads images has died (DataLoader worker (pid 4711) is killed by signal: Killed); "
@@ -128,26 +143,25 @@ def test_a_stop_during_validation_leaves_the_network_as_it_was():
     "In training mode, for whoever goes on with it."
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)).train()
     def stop(): raise engine_signals.Stopped("time is up", 0)
-    with pytest.raises(engine_signals.Stopped): engine_run.evaluate(model, [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.arange(2))], torch.device("cpu"), stop)
+    with pytest.raises(engine_signals.Stopped): engine_run.evaluate(model, [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.arange(2))], torch.device("cpu"), after_batch=stop)
     assert model.training
 
 
 @needs_fork
 def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
-    code = f"import os, signal; from alexnet_nb.checkpoint import take_folders; held = take_folders({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
+    code = f"import os, signal; from alexnet_nb.engine.files import lock_folders; held = lock_folders({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code], timeout=200).returncode == -9
     assert (tmp_path / ".running.json").exists()
-    take_folders(tmp_path).close()
+    lock_folders(tmp_path).close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_folder_taken_away_while_running(tmp_path, monkeypatch, capsys, no_panels):
     "Checkpoints go on, in a folder made anew; the log begins anew and says so."
-    step, out = train.train_step, tmp_path / "out"
-    def remove_at_step_8(run, *args):
-        if run.progress.step == 8: shutil.rmtree(out)
-        return step(run, *args)
-    monkeypatch.setattr(train, "train_step", remove_at_step_8)
+    out = tmp_path / "out"
+    def remove_at_step_8(step):
+        if step == 8: shutil.rmtree(out)
+    hook_steps(monkeypatch, remove_at_step_8)
     assert train.main(tiny(out, **LONG)) == 0
     said = capsys.readouterr()
     assert said.err.count("was taken away while the run went on; its logs begin anew") == 1
@@ -178,11 +192,9 @@ AWAY = (STEPS + 2, 3 * STEPS + 2)  # the disk of the checkpoints goes before the
 
 def cut_off(monkeypatch, folder: Path, gone, back) -> None:
     "Have a run call `gone` and `back` at these steps."
-    step = train.train_step
-    def at_steps(run, *args):
-        if run.progress.step in AWAY: (gone if run.progress.step == AWAY[0] else back)()
-        return step(run, *args)
-    monkeypatch.setattr(train, "train_step", at_steps)
+    def at_steps(step):
+        if step in AWAY: (gone if step == AWAY[0] else back)()
+    hook_steps(monkeypatch, at_steps)
 
 
 @pytest.fixture
@@ -286,8 +298,9 @@ def test_a_disk_that_takes_the_spare_folder_with_it(tmp_path, monkeypatch, capsy
 MOUNT = """
 import pathlib, shutil, subprocess, sys
 sys.path.insert(0, {here!r})
-from common import LONG, STEPS, tiny
+from common import LONG, tiny
 from alexnet_nb import train
+from alexnet_nb.engine import run as engine
 out, store = pathlib.Path({out!r}), pathlib.Path({store!r})
 def mount(*args): subprocess.run(args, check=True)
 mount("mount", "-t", "tmpfs", "tmpfs", str(store))
@@ -295,14 +308,14 @@ mount("mount", "-t", "tmpfs", "tmpfs", str(store))
 def back(): mount("mount", "--bind", str(store / "folder"), str(out / "models"))
 (out / "models").mkdir(parents=True)
 back()
-step = train.train_step
-def at_steps(run, *args):
-    if run.progress.step == {gone}: mount("umount", "-l", str(out / "models"))
-    if run.progress.step == {back}:
+set_rate = train.set_rate
+def at_steps(optimizer, rates, step, warmup_steps):
+    if step == {gone}: mount("umount", "-l", str(out / "models"))
+    if step == {back}:
         print("left behind:", list((out / "models").iterdir()))
         back()
-    return step(run, *args)
-train.train_step, engine_run.write_panels = at_steps, lambda *args: None
+    set_rate(optimizer, rates, step, warmup_steps)
+train.set_rate, engine.write_panels = at_steps, lambda *args: None
 assert train.main(tiny(out, **LONG)) == 0
 mount("umount", "-l", str(out / "models"))
 shutil.copytree(store / "folder", out / "models", dirs_exist_ok=True)
@@ -314,7 +327,7 @@ def test_a_disk_that_is_really_unmounted(tmp_path, straight):
         pytest.skip("needs the right to mount")
     out, store = tmp_path / "out", tmp_path / "store"
     store.mkdir()
-    code = MOUNT.format(here=str(HERE), out=str(out), store=str(store), gone=AWAY[0], back=AWAY[1])
+    code = MOUNT.format(here=str(TESTS), out=str(out), store=str(store), gone=AWAY[0], back=AWAY[1])
     done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left behind: []" in done.stdout and done.stderr.count("training goes on, and saves in") == done.stderr.count("is back, and has") == 1
@@ -325,12 +338,9 @@ def test_a_disk_that_is_really_unmounted(tmp_path, straight):
 
 def test_weights_spoiled_by_an_update_are_never_saved(tmp_path, monkeypatch, capsys, no_panels):
     "The loss of the step that spoils them is still good, so it is not the loss that tells."
-    step = train.train_step
-    def spoil_at_step_9(run, *args):
-        result = step(run, *args)
-        if run.progress.step == 8: run.model.features[8].weight.data[0, 0, 0, 0] = math.nan
-        return result
-    monkeypatch.setattr(train, "train_step", spoil_at_step_9)
+    def spoil_at_step_9(step, model):
+        if step == 8: model.features[8].weight.data[0, 0, 0, 0] = math.nan
+    hook_steps(monkeypatch, after=spoil_at_step_9)
     assert train.main([*tiny(tmp_path, **LONG), "--set", "training.checkpoint_minutes=1e-9"]) == 1
     assert "features.8.weight is not finite after step 9" in capsys.readouterr().err
     kept = load(tmp_path / "models" / "alexnet_last.pkl")
@@ -338,12 +348,9 @@ def test_weights_spoiled_by_an_update_are_never_saved(tmp_path, monkeypatch, cap
 
 
 def test_spoiled_weights_at_the_end_of_an_epoch_name_the_step(tmp_path, monkeypatch, no_panels):
-    step = train.train_step
-    def spoil(run, *args):
-        result = step(run, *args)
-        if run.progress.step == STEPS - 1: run.model.classifier[6].bias.data[0] = math.inf
-        return result
-    monkeypatch.setattr(train, "train_step", spoil)
+    def spoil(step, model):
+        if step == STEPS - 1: model.classifier[6].bias.data[0] = math.inf
+    hook_steps(monkeypatch, after=spoil)
     from alexnet_nb.engine.config import load_config
     with pytest.raises(Diverged, match=f"classifier.6.bias is not finite after step {STEPS}"): engine_train_command.fit(load_config(None, tiny(tmp_path)[1::2]), show_bar=False)
 

@@ -7,19 +7,19 @@ import time
 import numpy as np
 import pytest
 import torch
-from common import save_drawings
 from PIL import Image
 
 from alexnet_nb import inference
-from alexnet_nb.engine import predict_command as engine_predict_command
-from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.base.device import pick_precision
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import open_rgb
 from alexnet_nb.data import Recipe, prepare
+from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.engine.loaders import read_ahead
 from alexnet_nb.model import AlexNet
+from common import save_drawings
 
 CPU = torch.device("cpu")
 
@@ -216,7 +216,7 @@ def test_precision_that_the_device_lacks_is_bad_input(learned, pictures, capsys)
 def test_the_config_chooses(learned, pictures, capsys, monkeypatch, precision):
     made = []
     load = engine_predict_command.load_classifier
-    monkeypatch.setattr(engine_predict_command, "load_classifier", lambda *args: made.append(load(*args)) or made[-1])
+    monkeypatch.setattr(engine_predict_command, "load_classifier", lambda *args, **more: made.append(load(*args, **more)) or made[-1])
     argv = ["--checkpoint", str(learned), "--image-dir", str(pictures), "--set", "device.use_cuda=false", "--set", f"device.precision={precision}"]
     assert inference.main([*argv, "--set", "device.channels_last=false"]) == inference.main(argv) == 0
     weights = [c.model.features[4].weight for c in made]

@@ -5,24 +5,29 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import torch
-from common import differences, lines, load, run_without_panels, settings, tiny
 from torch import nn
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
+from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
+from alexnet_nb.base.pictures import open_rgb, stack_pixels
+from alexnet_nb.claims.plans import EXPERIMENTS
+from alexnet_nb.data import (
+    augmentation,
+    colour_statistics,
+    paper_recipe,
+    prepare,
+    prepare_batch,
+    usual_recipe,
+)
 from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine.checkpoint import architecture, build_model, read_checkpoint, stored_recipe
-from alexnet_nb.engine.files import save_checkpoint
-from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine.config import Config, load_config, make_config, to_yaml
-from alexnet_nb.base.drawings import drawings
-from alexnet_nb.base.pictures import open_rgb, stack_pixels
-from alexnet_nb.data import augmentation, colour_statistics, paper_recipe, prepare, prepare_batch
-from alexnet_nb.data import usual_recipe
+from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.engine.loaders import DeviceLoader, EpochBatches, PreparedImages, make_loader
-from alexnet_nb.claims.plans import EXPERIMENTS
 from alexnet_nb.model import AlexNet, layer_table
+from common import differences, lines, load, one_step, run_without_panels, settings, tiny
 
 PLACES = {"conv1": "features.0", "conv2": "features.4", "conv3": "features.8", "conv4": "features.10", "conv5": "features.12",
           "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6"}
@@ -306,7 +311,7 @@ def first_steps(*texts, steps: int = 3) -> tuple[dict, list[float]]:
     run = engine_setup.start(load_config(None, [text for text in settings_of(*texts)]))
     losses = []
     for _, (x, y, _) in zip(range(steps), run.train):
-        losses.append(train.train_step(run, x, y)[0].item())
+        losses.append(one_step(run, x, y)[0].item())
         run.progress.step += 1
     return dict(run.model.state_dict()), losses
 

@@ -9,12 +9,22 @@ import torch
 from torch.nn import functional as F
 
 from alexnet_nb.claims import two_towers as claims_two_towers
+from alexnet_nb.claims.two_towers import (
+    LayerTraffic,
+    TwoTowers,
+    Wire,
+    data_parallel_bytes,
+    join_state,
+    layer_traffic,
+    mixing_layers,
+    model_parallel_bytes,
+    ring_seconds,
+    split_state,
+    tower_gap,
+)
 from alexnet_nb.engine.checkpoint import build_model, read_checkpoint
 from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.model import AlexNet, layer_table
-from alexnet_nb.claims.two_towers import LayerTraffic, TwoTowers, Wire, data_parallel_bytes, join_state
-from alexnet_nb.claims.two_towers import layer_traffic, mixing_layers, model_parallel_bytes, ring_seconds
-from alexnet_nb.claims.two_towers import split_state, tower_gap
 
 BATCH, THIN = 3, 1 / 24
 VARIANTS = [{}, {"activation": "tanh"}, {"lrn": "none"}, {"lrn": "after_pool", "alpha_is": "sum"}, {"image_dim": 224}, {"overlapping_pooling": False},

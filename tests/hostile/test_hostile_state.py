@@ -21,15 +21,14 @@ pytest.importorskip("resource", reason="needs the limits and signals of POSIX")
 
 import harness
 import hostile_state as hostile
-from common import ROOT, load, refused, snapshot, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from watch import Evil
 
-from alexnet_nb import inference
-from alexnet_nb import train
+from alexnet_nb import inference, train
 from alexnet_nb.base import plots as base_plots
 from alexnet_nb.base import results as base_results
+from alexnet_nb.base.errors import InputError, brief, one_line
 from alexnet_nb.claims import experiment as claims_experiment
 from alexnet_nb.claims import plans as claims_plans
 from alexnet_nb.engine import checkpoint as engine_checkpoint
@@ -37,14 +36,27 @@ from alexnet_nb.engine import logs as engine_logs
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
-from alexnet_nb.engine.checkpoint import build_model, group_state, read_checkpoint, schedule_state
-from alexnet_nb.engine.checkpoint import set_random_state, stored_recipe
-from alexnet_nb.engine.files import save_checkpoint
-from alexnet_nb.base.errors import InputError, brief, one_line
+from alexnet_nb.engine.checkpoint import (
+    build_model,
+    group_state,
+    read_checkpoint,
+    schedule_state,
+    set_random_state,
+    stored_recipe,
+)
 from alexnet_nb.engine.command import run_command
-from alexnet_nb.engine.config import Config, load_config, make_config, merge, parse_overrides, parse_yaml
-from alexnet_nb.engine.config import to_yaml
+from alexnet_nb.engine.config import (
+    Config,
+    load_config,
+    make_config,
+    merge,
+    parse_overrides,
+    parse_yaml,
+    to_yaml,
+)
+from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.model import AlexNet
+from common import ROOT, load, refused, snapshot, tiny
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -377,10 +389,10 @@ def test_momentum_that_only_some_have(final):
 
 def test_schedule_of_a_stranger(final):
     "It may set the numbers that our schedule has, and nothing else of it."
-    scheduler = train.make_scheduler(train.make_optimizer(AlexNet(width=1 / 96), 0.01), Config())
+    scheduler = engine_setup.schedule_of(Config(), train.make_optimizer(AlexNet(width=1 / 96), 0.01))
     honest = scheduler.state_dict()
     assert schedule_state(honest | {"optimizer": 1, "step": 2, "get_lr": None}, scheduler) == honest
-    best = train.make_scheduler(train.make_optimizer(AlexNet(width=1 / 96), 0.01), make_config({"training": {"schedule": "plateau"}}))
+    best = engine_setup.schedule_of(make_config({"training": {"schedule": "plateau"}}), train.make_optimizer(AlexNet(width=1 / 96), 0.01))
     assert schedule_state(best.state_dict() | {"best": 0.0, "num_bad_epochs": 3}, best)["best"] == 0.0
     for bad in ({"step_size": "x"}, {"gamma": float("nan")}, {"base_lrs": [0.1]}, {"base_lrs": ["x", "y"]}, {"_last_lr": 5}, {"last_epoch": 2**60}, {"step_size": 0}, {"step_size": 1.5}, {"gamma": 0.0}):
         with pytest.raises(ValueError): schedule_state(honest | bad, scheduler)
@@ -560,13 +572,15 @@ def test_results_that_are_not_results(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- what SECURITY.md says
 
 def test_the_promises_name_their_tests():
-    "Every test file and test that SECURITY.md and README.md name is there."
-    security, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("SECURITY.md", "README.md"))
-    assert len(security.splitlines()) < 80 and "`test_torchrun_starts_again_after_one_is_killed`" in readme
-    text = security + readme
-    for file in set(re.findall(r"`(tests/\w+\.py)`", text)): assert (ROOT / file).is_file(), file
-    everything = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("*.py"))
-    for name in set(re.findall(r"`(test_\w+)`", text)): assert f"def {name}(" in everything, name
+    "Every test file and test that SECURITY.md, README.md and the page of the commands name is there."
+    security, readme, commands = ((ROOT / name).read_text(encoding="utf-8") for name in ("SECURITY.md", "README.md", "nbs/commands.ipynb"))
+    assert len(security.splitlines()) < 80
+    text = security + readme + commands
+    files, names = set(re.findall(r"`(tests/[\w/]+\.py)`", text)), set(re.findall(r"`(test_\w+)`", text))
+    assert len(files) > 5 and len(names) > 10
+    for file in files: assert (ROOT / file).is_file(), file
+    everything = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
+    for name in names: assert f"def {name}(" in everything, name
 
 
 def test_the_floor_of_torch():

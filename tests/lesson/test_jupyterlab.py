@@ -10,18 +10,17 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from browser import browser, needed, tab
+from common import ROOT
 
 needed()
 from playwright.sync_api import TimeoutError  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-for-this-test"
 LONG = 600_000  # ms: Run All on two busy cores
 CLASSES = "airplane|automobile|bird|cat|deer|dog|frog|horse|ship|truck"

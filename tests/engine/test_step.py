@@ -4,18 +4,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from common import class_folders, differences, lines, tiny
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_nb import train
-from alexnet_nb.claims import small_nets as claims_small_nets
+from alexnet_nb.base.errors import InputError, RunError
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.base.errors import InputError, RunError
 from alexnet_nb.engine.config import load_config, parse_overrides
+from common import class_folders, differences, hook_steps, lines, one_step, tiny
 
 
 def config(out, **changes):
@@ -35,20 +33,31 @@ class Reads(TorchDispatchMode):
 def test_a_step_asks_for_no_number(tmp_path):
     run = engine_setup.start(config(tmp_path, device__precision="fp32"))
     x, y, _ = next(iter(run.train))
-    train.train_step(run, x, y)  # first steps may allocate
-    with Reads() as reads: train.train_step(run, x, y)
+    one_step(run, x, y)  # first steps may allocate
+    with Reads() as reads: one_step(run, x, y)
     assert reads.count == 0
     with Reads() as reads: float(torch.ones(1).sum())
     assert reads.count == 1, "the counter counts"
+
+
+def look_every(monkeypatch, steps: int) -> None:
+    "Have runs look at what came of their updates only every so many."
+    class Seldom(engine_run.Recorder):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            self.at_once = steps
+    monkeypatch.setattr(engine_run, "Recorder", Seldom)
 
 
 @pytest.mark.parametrize("at_once", [4, 100])
 def test_looking_seldom_changes_nothing(tmp_path, monkeypatch, at_once):
     "Six steps an epoch: notes of four and two, or of six, give the lines of one at a time."
     engine_train_command.fit(config(tmp_path / "each"), show_bar=False)
-    plain = claims_small_nets.train_epoch
-    monkeypatch.setattr(claims_small_nets, "train_epoch", lambda *args: plain(*args[:5], at_once))
+    looks, read = [], engine_run.read_steps
+    monkeypatch.setattr(engine_run, "read_steps", lambda steps: looks.append(len(steps)) or read(steps))
+    look_every(monkeypatch, at_once)
     engine_train_command.fit(config(tmp_path / "seldom"), show_bar=False)
+    assert looks == ([4, 2, 4, 2] if at_once == 4 else [6, 6])
     for kind in ("steps", "epochs"): assert lines(tmp_path / "each", kind) == lines(tmp_path / "seldom", kind)
     each, seldom = (read_checkpoint(tmp_path / name / "models" / "alexnet_final.pkl") for name in ("each", "seldom"))
     assert differences(each["model"], seldom["model"]) == []
@@ -56,12 +65,10 @@ def test_looking_seldom_changes_nothing(tmp_path, monkeypatch, at_once):
 
 def test_a_loss_that_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatch):
     "Also when the loop looks only every six steps."
-    plain, step = claims_small_nets.train_epoch, train.train_step
-    monkeypatch.setattr(claims_small_nets, "train_epoch", lambda *args: plain(*args[:5], 6))
-    def spoiled(run, *batch):
-        if run.progress.step == 8: run.model.classifier[6].bias.data.fill_(math.nan)
-        return step(run, *batch)
-    monkeypatch.setattr(train, "train_step", spoiled)
+    look_every(monkeypatch, 6)
+    def spoil(step, model):  # after the eighth update, so that the loss of the ninth is the first to tell
+        if step == 7: model.classifier[6].bias.data.fill_(math.nan)
+    hook_steps(monkeypatch, after=spoil)
     with pytest.raises(RunError, match="nan at step 9 .*the last checkpoint is from before"): engine_train_command.fit(config(tmp_path), show_bar=False)
     kept = read_checkpoint(tmp_path / "models" / "alexnet_last.pkl")
     assert kept["total_steps"] == 6 and all(torch.isfinite(v).all() for v in kept["model"].values())
@@ -89,7 +96,7 @@ def test_the_scale_of_the_loss_is_resumed(tmp_path):
     assert run.scaler.state_dict() == {}
     run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
     x, y, _ = next(iter(run.train))
-    for _ in range(3): train.train_step(run, x, y)
+    for _ in range(3): one_step(run, x, y)
     stored = engine_run.checkpoint_of(run)
     again = engine_setup.start(config(tmp_path))
     again.scaler = torch.amp.GradScaler("cpu")
@@ -105,7 +112,7 @@ def test_the_scaled_step_is_the_plain_step(tmp_path):
     x, y, _ = next(iter(plain.train))
     for run in (plain, scaled):
         torch.manual_seed(5)
-        train.train_step(run, x, y)
+        one_step(run, x, y)
     for a, b in zip(plain.model.parameters(), scaled.model.parameters()): torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
