@@ -13,7 +13,7 @@ __all__ = [
     "usual_optimizer", "usual_predict", "usual_step", "usual_transform", "variants", "warm_up_job",
     "write_result",
 ]
-__getattr__ = moved("speed", ("engine.bench", "engine.bench_tasks", "engine.speed"))
+__getattr__ = moved("speed", ("engine.bench", "engine.bench_tasks", "engine.turns", "engine.speed"))
 
 if __name__ == "__main__":
     import sys
