@@ -14,6 +14,7 @@ OLD = TESTS / "ids_of_0_1.txt"
 FILES = {  # file of 0.1: the files that its tests are in now, by name alone: folders may change
     "test_cuda_convnet": ("test_small_nets",),
     "test_device_data": ("test_resize", "test_pictures", "test_data", "test_loaders"),
+    "test_inspection": ("test_inspection", "test_inside", "test_two_towers"),
     "test_lrn": ("test_lrn", "test_lrn_rows", "test_lrn_triton"),
     "test_speed": ("test_bench",),
     "test_two_gpus": ("test_two_towers",),

@@ -227,6 +227,6 @@ def tower_gap(values: Tensor,       # (K,), the first tower's first
              ) -> tuple[float, float]:
     "How far the means of the two halves lie apart, and the share of random halvings that differ as much."
     half, generator = len(values) // 2, torch.Generator().manual_seed(seed)
-    gap = lambda v: (v[..., :half].mean(-1) - v[..., half:].mean(-1)).abs()
+    def gap(v): return (v[..., :half].mean(-1) - v[..., half:].mean(-1)).abs()
     order = torch.rand(shuffles, len(values), generator=generator).argsort(1)
     return gap(values).item(), (gap(values[order]) >= gap(values) - 1e-9).float().mean().item()
