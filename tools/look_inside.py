@@ -17,20 +17,10 @@ import numpy as np
 import torch
 
 from alexnet_nb.base.cifar10 import read_cifar10
-<<<<<<< HEAD
-from alexnet_nb.base.pictures import Images, stack_pixels
-from alexnet_nb.data import split
-from alexnet_nb.claims.experiment import _data_name
-from alexnet_nb.inference import load_classifier
-from alexnet_nb.base.pictures import Pictures
-from alexnet_nb.engine.inside import first_kernels, kernels_report, look_inside
-from alexnet_nb.inspection import pixel_batches
-=======
 from alexnet_nb.base.device import describe_device, pick_device
 from alexnet_nb.base.pictures import Images, Pictures, stack_pixels
->>>>>>> 776d6fd8682505c8c9964b308060fe1c9054fb5a
 from alexnet_nb.base.results import versions
-from alexnet_nb.claims.experiment import data_name
+from alexnet_nb.claims.experiment import _data_name
 from alexnet_nb.data import split
 from alexnet_nb.engine.allocator import reuse_memory
 from alexnet_nb.engine.checkpoint import read_checkpoint
