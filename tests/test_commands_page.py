@@ -21,7 +21,7 @@ from common import ROOT, TINY, class_folders, save_drawings, settings
 
 from alexnet_nb.base.errors import InputError
 from alexnet_nb.data import drawings
-from alexnet_nb.engine.config import CONFIG_DIR, load_config
+from alexnet_nb.engine.config import _CONFIG_DIR, load_config
 
 PAGE = ROOT / "nbs" / "commands.ipynb"
 FREE = ("source", "ssh")  # of the shell and of the system: not looked into
@@ -142,7 +142,7 @@ def config_problem(args: list[str]) -> str:
     name = dict(pairs).get("--config")
     if name in own_configs(prose()):
         name = None  # a file that the page spells out; the runs below use it
-    elif name and not (CONFIG_DIR / f"{name}.yaml").is_file():
+    elif name and not (_CONFIG_DIR / f"{name}.yaml").is_file():
         return f"there is no config {name}"
     try:
         load_config(name, [value for word, value in pairs if word == "--set"])

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from alexnet_nb.base.drawings import draw_picture
+from alexnet_nb.base.drawings import _draw_picture
 from alexnet_nb.base.pictures import CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,5 +46,5 @@ if __name__ == "__main__":
     favicon().save(ROOT / "nbs/images/favicon.png")
     (ROOT / "samples").mkdir(exist_ok=True)
     for label, name in enumerate(CLASSES):
-        picture = draw_picture(label, np.random.default_rng([2012, label]))
+        picture = _draw_picture(label, np.random.default_rng([2012, label]))
         Image.fromarray(picture).save(ROOT / "samples" / f"{name}.png")

@@ -16,18 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.base.device import describe_device, pick_device
-from alexnet_nb.engine.allocator import reuse_memory
 from alexnet_nb.base.cifar10 import read_cifar10
-from alexnet_nb.base.pictures import Images, stack_pixels
-from alexnet_nb.data import split
-from alexnet_nb.claims.experiment import data_name
-from alexnet_nb.inference import load_classifier
-from alexnet_nb.base.pictures import Pictures
-from alexnet_nb.engine.inside import first_kernels, kernels_report, look_inside
-from alexnet_nb.inspection import pixel_batches
+from alexnet_nb.base.device import describe_device, pick_device
+from alexnet_nb.base.pictures import Images, Pictures, stack_pixels
 from alexnet_nb.base.results import versions
+from alexnet_nb.claims.experiment import _data_name
+from alexnet_nb.data import split
+from alexnet_nb.engine.allocator import reuse_memory
+from alexnet_nb.engine.checkpoint import read_checkpoint
+from alexnet_nb.engine.inside import first_kernels, kernels_report, look_inside
+from alexnet_nb.inference import load_classifier
+from alexnet_nb.inspection import pixel_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> Path:
         say(f"{len(bank):,} training and {len(queries):,} test images read")
         report = look_inside(classifier, bank, queries, network, first, args.stride, args.batch_size, say)
     precision = str(next(classifier.model.parameters()).dtype).removeprefix("torch.")
-    report |= dict(data=data_name(test), precision=precision, device=describe_device(device),
+    report |= dict(data=_data_name(test), precision=precision, device=describe_device(device),
                    versions=versions(), date=datetime.date.today().isoformat(),
                    seconds=round(time.monotonic() - began, 1),
                    command=f"python tools/look_inside.py CHECKPOINT DATA_FOLDER --name {args.name}")

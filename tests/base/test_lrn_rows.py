@@ -7,7 +7,7 @@ from lrn_judge import apart, both, farthest, layouts, numbers, reference
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_nb.base.lrn_rows import PaddedRows, _power, channels_last, in_chunks, strided_sum
+from alexnet_nb.base.lrn_rows import _PaddedRows, _power, channels_last, in_chunks, _strided_sum
 from alexnet_nb.lrn import LocalResponseNorm
 
 
@@ -17,7 +17,7 @@ def test_strided_sum(n, step):
     q = torch.arange((n - 1) * step + 11.0) ** 2 % 101
     plain = [sum(q[i + d * step].item() for d in range(n)) for i in range(11)]
     before = q.clone()
-    assert strided_sum(q, n, step).tolist() == plain and torch.equal(q, before)
+    assert _strided_sum(q, n, step).tolist() == plain and torch.equal(q, before)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -27,7 +27,7 @@ def test_rows_do_not_mix_and_the_fill_counts(seed):
     rows, places, step = rng.randint(1, 4), rng.randint(1, 7), rng.randint(1, 3)
     before, after, fill = rng.randint(0, 5), rng.randint(0, 5), float(rng.randint(-3, 3))
     inside = torch.tensor([[float(rng.randint(-9, 9)) for _ in range(places * step)] for _ in range(rows)])
-    padded = PaddedRows(rows, places * step, before, after, step, torch.tensor(fill))
+    padded = _PaddedRows(rows, places * step, before, after, step, torch.tensor(fill))
     padded.inside.copy_(inside)
     def at(row, i): return inside[row, i].item() if 0 <= i < places * step else fill
     for some in range(1, rows + 1):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alexnet_nb.base.drawings import drawings
-from alexnet_nb.base.resize import resize_pixels
+from alexnet_nb.base.resize import _resize_pixels
 from common import by_pillow, channels_first, noise
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
@@ -18,7 +18,7 @@ SIZES = [((32, 32), (227, 227)), ((32, 32), (256, 256)), ((32, 32), (224, 224)),
 @pytest.mark.parametrize("old, new", SIZES, ids=lambda s: "x".join(map(str, s)))
 def test_resize_is_pillows_on_noise(old, new, device):
     items = noise(4, *old)
-    ours = resize_pixels(channels_first(items, device), new)
+    ours = _resize_pixels(channels_first(items, device), new)
     assert ours.dtype == torch.uint8 and torch.equal(ours.cpu(), by_pillow(items, new))
 
 
@@ -27,7 +27,7 @@ def test_resize_is_pillows_on_random_sizes():
     for _ in range(100):
         old, new = rng.integers(1, 120, 2).tolist(), rng.integers(1, 260, 2).tolist()
         items = noise(1, *old)
-        assert torch.equal(resize_pixels(channels_first(items), new), by_pillow(items, new)), (old, new)
+        assert torch.equal(_resize_pixels(channels_first(items), new), by_pillow(items, new)), (old, new)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -35,4 +35,4 @@ def test_resize_is_pillows_on_random_sizes():
 def test_resize_is_pillows_on_many(size, device):
     items = np.concatenate([drawings(1000, seed=1).items, noise(250)])
     for some in np.array_split(items, 15):
-        assert torch.equal(resize_pixels(channels_first(some, device), (size, size)).cpu(), by_pillow(some, (size, size)))
+        assert torch.equal(_resize_pixels(channels_first(some, device), (size, size)).cpu(), by_pillow(some, (size, size)))

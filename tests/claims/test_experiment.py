@@ -75,8 +75,8 @@ def test_ablations_change_one_thing_each():
         assert e.arms["base"] == {} and len(e.arms) == (12 if scale == "cpu" else 14)
         for arm, own in e.arms.items(): assert len(own) == (arm != "base"), arm
         for arm in e.arms:
-            lab = claims_experiment.Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None, engine_signals.StopFlag())
-            cfg, base = (claims_experiment.alexnet_config(lab, claims_plans.new_trial(a, 3)).model_dump() for a in (arm, "base"))
+            lab = claims_experiment._Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None, engine_signals.StopFlag())
+            cfg, base = (claims_experiment._alexnet_config(lab, claims_plans.new_trial(a, 3)).model_dump() for a in (arm, "base"))
             changed = [f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != base[s][k] and s != "paths"]
             assert changed == list(e.arms[arm]), "the switch must do something, and nothing else may differ"
             assert cfg["data"]["recipe"] == "paper" and cfg["training"]["seed"] == 3
@@ -170,7 +170,7 @@ def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
 def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatch, name):
     assert run(name, file="whole.json", folder="a") == 0
     sessions = 0
-    monkeypatch.setattr(claims_experiment, "note", lambda lab, note=claims_experiment.note: (note(lab), setattr(lab.flag, "signal", signal.SIGTERM)))
+    monkeypatch.setattr(claims_experiment, "_note", lambda lab, note=claims_experiment._note: (note(lab), setattr(lab.flag, "signal", signal.SIGTERM)))
     while (code := run(name, file="cut.json", folder="b")) != 0:
         assert code == 143
         sessions += 1
@@ -299,10 +299,10 @@ def test_a_second_run_on_the_folder_is_refused(known, capsys):
 
 
 def test_default_place(monkeypatch):
-    assert claims_experiment.default_file("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
+    assert claims_experiment._default_file("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
     Path("nbs/results").mkdir(parents=True)
-    assert claims_experiment.default_file("ablations", "cpu") == Path("nbs/results/ablations.json")
-    assert "nbs" not in claims_experiment.default_file("ablations", "tiny").parts, "drawings must not pass for results"
+    assert claims_experiment._default_file("ablations", "cpu") == Path("nbs/results/ablations.json")
+    assert "nbs" not in claims_experiment._default_file("ablations", "tiny").parts, "drawings must not pass for results"
 
 
 # --- refusals
@@ -311,7 +311,7 @@ def test_default_place(monkeypatch):
                                         ("arms", {"13pct": {"net": "13pct"}})])
 def test_foreign_results_are_refused_and_left_alone(known, capsys, key, value):
     assert run("pair", "--minutes", "1e-9") == 0
-    mine = claims_experiment.identity("pair", "tiny", "drawings")
+    mine = claims_experiment._identity("pair", "tiny", "drawings")
     Path("r.json").write_text(json.dumps(mine | {"device": "", "trials": [], key: value}))
     before = snapshot(Path())
     capsys.readouterr()
@@ -327,7 +327,7 @@ def test_other_refusals(known, capsys):
         assert run("pair") == 2 and "r.json" in capsys.readouterr().err and Path("r.json").read_text() == text
     Path("r.json").unlink()
     Path("states/pair-tiny").mkdir(parents=True)
-    Path("states/pair-tiny/identity.json").write_text(json.dumps(claims_experiment.identity("pair", "tiny", "drawings") | {"base": {}}))
+    Path("states/pair-tiny/identity.json").write_text(json.dumps(claims_experiment._identity("pair", "tiny", "drawings") | {"base": {}}))
     assert run("pair") == 2 and "identity.json" in capsys.readouterr().err and not Path("r.json").exists()
     for argv in (["--minutes", "0"], ["--minutes", "nan"], ["--seeds", "1", "-1"]):
         assert run("pair", *argv, folder="other") == 2
@@ -342,13 +342,13 @@ def test_data_that_is_too_little_or_of_another_size(capsys):
     assert "has 40 training images, the experiment takes 50000" in capsys.readouterr().err and not Path("r.json").exists() and not Path("states").exists()
     with pytest.raises(InputError, match="32 x 32"):
         Image.new("RGB", (40, 40)).save("few/train/cat/0.png")
-        claims_experiment.load_pictures(Path("few"), True, 40, torch.device("cpu"))
+        claims_experiment._load_pictures(Path("few"), True, 40, torch.device("cpu"))
 
 
 def test_data_is_named_and_put_in_one_order():
     root = class_folders(Path("cifar"))
-    assert claims_experiment.find_data(None, (80, 30)) == "drawings" and claims_experiment.find_data(root, (40, 20)) == "CIFAR-10"
-    one, two = (claims_experiment.load_pictures(root, True, 40, torch.device("cpu")) for _ in range(2))
+    assert claims_experiment._find_data(None, (80, 30)) == "drawings" and claims_experiment._find_data(root, (40, 20)) == "CIFAR-10"
+    one, two = (claims_experiment._load_pictures(root, True, 40, torch.device("cpu")) for _ in range(2))
     assert torch.equal(one.pixels, two.pixels) and torch.equal(one.labels, two.labels) and one.pixels.dtype == torch.uint8
     assert sorted(one.labels.tolist()) == sorted(list(range(10)) * 4) and len(set(one.labels[:10].tolist())) > 4, "folders are sorted by class; this order is not"
     picture = np.asarray(Image.open(root / "train" / CLASSES[int(one.labels[0])] / "0.png"))
@@ -356,7 +356,7 @@ def test_data_is_named_and_put_in_one_order():
     for path in root.rglob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"))
         path.unlink()
-    assert claims_experiment.find_data(root, (40, 0)) == "JPEG copy of CIFAR-10"
+    assert claims_experiment._find_data(root, (40, 0)) == "JPEG copy of CIFAR-10"
 
 
 # --- listing
@@ -367,7 +367,7 @@ def test_list_runs_nothing(known, monkeypatch, capsys):
     assert out.count("to do") == 4 and "then the chosen arms with seeds 0, 1" in out and "a rule" in out
     assert claims_experiment.main(["lrn_13_to_11", "--scale", "cpu", "--data", "nowhere", "--list"]) == 0 and capsys.readouterr().out.count("to do") == 5
     assert run("race") == 0
-    monkeypatch.setattr(claims_experiment, "run_trial", None)
+    monkeypatch.setattr(claims_experiment, "_run_trial", None)
     capsys.readouterr()
     before = snapshot(Path())
     assert run("race", "--list") == 0 and snapshot(Path()) == before

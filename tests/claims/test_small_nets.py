@@ -11,9 +11,9 @@ from alexnet_nb.base.pictures import stack_pixels
 from alexnet_nb.claims import small_nets as claims_small_nets
 from alexnet_nb.claims.small_nets import (
     NETS,
-    Local2d,
-    SameMapNorm,
-    Stage,
+    _Local2d,
+    _SameMapNorm,
+    _Stage,
     build_net,
     chances,
     cut,
@@ -67,7 +67,7 @@ def test_the_first_11_differs_by_two_normalisations_and_the_schedule():
 
 
 def test_schedules():
-    assert NETS["13pct"].schedule == (Stage((1, 2, 3, 4), 100, .001), *(Stage((1, 2, 3, 4, 5), n, rate) for n, rate in ((40, .001), (10, .0001), (10, .00001))))
+    assert NETS["13pct"].schedule == (_Stage((1, 2, 3, 4), 100, .001), *(_Stage((1, 2, 3, 4, 5), n, rate) for n, rate in ((40, .001), (10, .0001), (10, .00001))))
     epochs = {name: net.schedule and [s.epochs for s in net.schedule] for name, net in NETS.items()}
     assert epochs == {"80sec": None, "19pct": None, "18pct": [120, 10, 10], "13pct": [100, 40, 10, 10], "11pct_first": [300, 150, 10, 10], "11pct": [350, 150, 10, 10]}
 
@@ -128,7 +128,7 @@ def test_the_network_is_what_its_table_says(name, activation):
 
 def shared(conv, side):
     "An untied layer with a convolution's kernel at every position."
-    layer = Local2d(conv.in_channels, conv.out_channels, side).double()
+    layer = _Local2d(conv.in_channels, conv.out_channels, side).double()
     with torch.no_grad():
         for p in range(side * side):
             for m in range(conv.out_channels): layer.weight[p, :, m] = conv.weight[m].permute(1, 2, 0).flatten()
@@ -150,7 +150,7 @@ def test_local_with_shared_weights_is_a_convolution(layout):
 
 
 def test_local_gives_each_position_its_own_kernel():
-    layer = Local2d(3, 2, 4).double()
+    layer = _Local2d(3, 2, 4).double()
     x = numbers(2, 3, 4, 4).requires_grad_()
     torch.testing.assert_close(layer(x), local(x, layer))
     assert torch.autograd.gradcheck(layer, x)
@@ -161,7 +161,7 @@ def test_local_gives_each_position_its_own_kernel():
 
 
 def test_local_refuses_another_size():
-    with pytest.raises(ValueError, match="expected"): Local2d(3, 2, 4)(torch.zeros(1, 3, 5, 5))
+    with pytest.raises(ValueError, match="expected"): _Local2d(3, 2, 4)(torch.zeros(1, 3, 5, 5))
 
 
 @pytest.mark.parametrize("n", [3, 5])
@@ -171,8 +171,8 @@ def test_normalisation_within_a_map(n):
         for c in range(7):
             total = sum(x[:, :, i, j] ** 2 for i in range(r - n // 2, r + n // 2 + 1) for j in range(c - n // 2, c + n // 2 + 1) if 0 <= i < 6 and 0 <= j < 7)
             y[:, :, r, c] = x[:, :, r, c] / (1 + 5e-5 / n**2 * total) ** .75
-    torch.testing.assert_close(SameMapNorm(n)(x), y)
-    for wrong in (SameMapNorm(8 - n)(x), SameMapNorm(n, scale=5.1e-5)(x), SameMapNorm(n, power=.76)(x)): assert not torch.allclose(wrong, y, rtol=1e-4)
+    torch.testing.assert_close(_SameMapNorm(n)(x), y)
+    for wrong in (_SameMapNorm(8 - n)(x), _SameMapNorm(n, scale=5.1e-5)(x), _SameMapNorm(n, power=.76)(x)): assert not torch.allclose(wrong, y, rtol=1e-4)
 
 
 # weights
@@ -315,7 +315,7 @@ def test_minibatches_never_take_from_two_data_batches():
 
 @pytest.mark.parametrize("with_luck", [True, False])
 def test_an_epoch_is_a_plain_loop_in_order(with_luck, monkeypatch):
-    monkeypatch.setattr(claims_small_nets, "DATA_BATCH", 20)
+    monkeypatch.setattr(claims_small_nets, "_DATA_BATCH", 20)
     pixels, labels, mean = noise(50), torch.arange(50) % 10, mean_image(noise(50))
     luck = chances(0, 0, 50, 8) if with_luck else None
     ours, plain = (build_net("19pct", side=8, seed=0) for _ in range(2))

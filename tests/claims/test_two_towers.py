@@ -10,16 +10,16 @@ from torch.nn import functional as F
 
 from alexnet_nb.claims import two_towers as claims_two_towers
 from alexnet_nb.claims.two_towers import (
-    LayerTraffic,
+    _LayerTraffic,
     TwoTowers,
-    Wire,
-    data_parallel_bytes,
-    join_state,
-    layer_traffic,
-    mixing_layers,
-    model_parallel_bytes,
-    ring_seconds,
-    split_state,
+    _Wire,
+    _data_parallel_bytes,
+    _join_state,
+    _layer_traffic,
+    _mixing_layers,
+    _model_parallel_bytes,
+    _ring_seconds,
+    _split_state,
     tower_gap,
 )
 from alexnet_nb.engine.checkpoint import build_model, read_checkpoint
@@ -50,7 +50,7 @@ def gradients(net, x, y) -> dict:
     net.zero_grad()
     F.cross_entropy(net(x), y).backward()
     if isinstance(net, AlexNet): return {name: p.grad.clone() for name, p in net.named_parameters()}
-    return join_state({name: p.grad.clone() for name, p in net.named_parameters()})
+    return _join_state({name: p.grad.clone() for name, p in net.named_parameters()})
 
 
 def far(a, b) -> float:
@@ -96,7 +96,7 @@ def test_training_steps_equal_those_of_one_piece(dtype):
             optimiser.step()
             losses.append(loss.item())
         apart.append(abs(losses[0] - losses[1]) / losses[0])
-    joined = join_state(two.state_dict())
+    joined = _join_state(two.state_dict())
     assert all(not torch.equal(value, start[name]) for name, value in joined.items())
     if dtype == torch.float64:
         assert max(apart) < 1e-10
@@ -119,7 +119,7 @@ def test_both_towers_read_the_same_dropped_numbers():
 
 # ---------------------------------------------------------------- nothing goes round the wire
 
-class CutWire(Wire):
+class CutWire(_Wire):
     def carry(self, *message): return torch.zeros_like(super().carry(*message))
 
 
@@ -162,7 +162,7 @@ def test_pretended_devices_are_never_mixed():
         two = TwoTowers(model, ("cuda:0", "cuda:1"))
         logits = two(torch.empty(BATCH, 3, 227, 227))
         assert str(logits.device) == "cuda:0" and {str(p.device) for p in two.towers[1].parameters()} == {"cuda:1"}
-        assert join_state(two.state_dict())["classifier.6.weight"].device == torch.device("cuda:0")
+        assert _join_state(two.state_dict())["classifier.6.weight"].device == torch.device("cuda:0")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -180,7 +180,7 @@ def test_on_two_gpus():
 def expected(model, n, itemsize) -> dict[tuple[str, str], int]:
     "Bytes by place and way, from the table of layers: what a mixing layer reads, and tower 1's logits."
     rows = layer_table(model)
-    mixing, sizes = mixing_layers(model), {}
+    mixing, sizes = _mixing_layers(model), {}
     for before, row in itertools.pairwise(rows):
         if row.name in mixing: sizes[mixing[row.name]] = math.prod(before.output)
     sizes["logits"] = rows[-1].output[0] // 2
@@ -231,7 +231,7 @@ def test_frozen_weights_stay_frozen():
 
 
 def test_the_wire_copies_even_to_the_same_device():
-    wire, a, b = Wire(), torch.zeros(2, 3), torch.ones(2, 3)
+    wire, a, b = _Wire(), torch.zeros(2, 3), torch.ones(2, 3)
     sent = wire.carry(a, "here", "forward", 0)
     sent += 1
     assert not a.any() and wire.exchange([a, b], "here")[0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
@@ -243,9 +243,9 @@ def test_the_wire_copies_even_to_the_same_device():
 def test_state_dicts_go_there_and_back(options):
     one, two = networks(torch.float32, **options)
     state = one.state_dict()
-    assert split_state(state).keys() == two.state_dict().keys()
-    for name, value in split_state(state).items(): assert torch.equal(value, two.state_dict()[name])
-    back = join_state(two.state_dict())
+    assert _split_state(state).keys() == two.state_dict().keys()
+    for name, value in _split_state(state).items(): assert torch.equal(value, two.state_dict()[name])
+    back = _join_state(two.state_dict())
     assert list(back) == list(state) and all(torch.equal(back[name], state[name]) for name in state)
 
 
@@ -253,12 +253,12 @@ def test_a_checkpoint_from_either_works_with_the_other(tmp_path):
     one, two = networks(torch.float32, num_classes=4)
     with torch.no_grad():
         for p in two.parameters(): p.mul_(1.1)
-    save_checkpoint(tmp_path / "joined.pkl", {"model": join_state(two.state_dict())})
+    save_checkpoint(tmp_path / "joined.pkl", {"model": _join_state(two.state_dict())})
     read = build_model(read_checkpoint(tmp_path / "joined.pkl")).eval()
     x = batch(one, torch.float32)[0]
     torch.testing.assert_close(read(x), two.eval()(x))
     save_checkpoint(tmp_path / "one.pkl", {"model": one.state_dict()})
-    two.load_state_dict(split_state(read_checkpoint(tmp_path / "one.pkl")["model"]))
+    two.load_state_dict(_split_state(read_checkpoint(tmp_path / "one.pkl")["model"]))
     torch.testing.assert_close(two(x), one.eval()(x))
 
 
@@ -284,11 +284,11 @@ def test_errors_are_one_clear_line():
     one, two = networks(torch.float32)
     single = AlexNet(width=THIN)
     assert "the network has one tower" in says(TwoTowers, single) and "towers=2" in says(TwoTowers, single)
-    assert "the network has one tower" in says(split_state, single.state_dict())
-    assert "features.0.weight is missing" in says(split_state, two.state_dict())
-    assert "not the weights of two towers" in says(join_state, one.state_dict())
-    assert "not the weights of two towers" in says(join_state, {name: t for name, t in two.state_dict().items() if name != "towers.1.classifier.6.bias"})
-    assert "not the weights of two towers" in says(join_state, two.state_dict() | {"else": torch.zeros(1)})
+    assert "the network has one tower" in says(_split_state, single.state_dict())
+    assert "features.0.weight is missing" in says(_split_state, two.state_dict())
+    assert "not the weights of two towers" in says(_join_state, one.state_dict())
+    assert "not the weights of two towers" in says(_join_state, {name: t for name, t in two.state_dict().items() if name != "towers.1.classifier.6.bias"})
+    assert "not the weights of two towers" in says(_join_state, two.state_dict() | {"else": torch.zeros(1)})
     assert "two devices, got ('cpu', 'cpu', 'cpu')" in says(TwoTowers, one, ("cpu", "cpu", "cpu")) and "got 'cpu'" in says(TwoTowers, one, "cpu")
     with mock.patch("torch.cuda.device_count", return_value=1): assert "no device cuda:1 here: this machine has 1 CUDA" in says(TwoTowers, one, ("cuda:0", "cuda:1"))
     assert "expected (N, 3, 227, 227), got (1, 3, 224, 224)" in says(two, torch.zeros(1, 3, 224, 224))
@@ -299,30 +299,30 @@ def test_errors_are_one_clear_line():
 def test_traffic_of_the_whole_network():
     with torch.device("meta"): model, image = AlexNet(1000), torch.empty(1, 3, 227, 227)
     model.train().features[2].eval()  # a part that is frozen stays so
-    layers = layer_traffic(model, image)
+    layers = _layer_traffic(model, image)
     assert model.training and not model.features[2].training and model.features[4].training and not any(m._forward_pre_hooks for m in model.modules())
     assert sum(layer.params for layer in layers) == 62_378_344 and sum(layer.inputs for layer in layers[1:]) == 260_448
-    assert [layer.name for layer in layers] == list(claims_two_towers.PAPER_NAMES)
+    assert [layer.name for layer in layers] == list(claims_two_towers._PAPER_NAMES)
     assert layers[1].crossover == pytest.approx(614_656 / 69_984) and layers[5].crossover == pytest.approx(4096, rel=1e-3)
     for p in (2, 3, 1000):
         for layer in layers[1:]:
             n = math.floor(layer.crossover)
-            assert model_parallel_bytes([layer], n, p) <= data_parallel_bytes([layer], p) < model_parallel_bytes([layer], n + 1, p)
-    assert data_parallel_bytes(layers, 1) == model_parallel_bytes(layers, 128, 1) == 0
+            assert _model_parallel_bytes([layer], n, p) <= _data_parallel_bytes([layer], p) < _model_parallel_bytes([layer], n + 1, p)
+    assert _data_parallel_bytes(layers, 1) == _model_parallel_bytes(layers, 128, 1) == 0
 
 
 def test_the_wire_and_the_formula_agree_on_a_layer_that_mixes():
     "fc7 on two devices: each sends half of the inputs and as many gradients."
-    layer = LayerTraffic("classifier.4", 16_781_312, 4096)
+    layer = _LayerTraffic("classifier.4", 16_781_312, 4096)
     with torch.device("meta"): two = TwoTowers(AlexNet(towers=2), ("meta", "meta"))
     two(torch.empty(BATCH, 3, 227, 227, device="meta")).sum().backward()
-    assert two.wire.bytes(place="fc7", sender=0) == model_parallel_bytes([layer], BATCH, 2)
+    assert two.wire.bytes(place="fc7", sender=0) == _model_parallel_bytes([layer], BATCH, 2)
 
 
 def test_ring_seconds():
-    assert ring_seconds(240e6, 1, 1e9, 1.0) == 0
-    assert ring_seconds(240e6, 2, 1e9) == pytest.approx(0.24) and ring_seconds(240e6, 8, 1e9, 1e-3) == pytest.approx(0.42 + 0.014)
-    assert ring_seconds(240e6, 10**6, 1e9) < 0.48
+    assert _ring_seconds(240e6, 1, 1e9, 1.0) == 0
+    assert _ring_seconds(240e6, 2, 1e9) == pytest.approx(0.24) and _ring_seconds(240e6, 8, 1e9, 1e-3) == pytest.approx(0.42 + 0.014)
+    assert _ring_seconds(240e6, 10**6, 1e9) < 0.48
 
 
 def test_the_gap_between_towers_against_chance():

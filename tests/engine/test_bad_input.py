@@ -247,7 +247,7 @@ def server():
 
 def use_sources(monkeypatch, *urls):
     "Let commands download from these places instead of the real ones."
-    monkeypatch.setattr(base_cifar10, "find_cifar10", functools.partial(base_cifar10.find_cifar10, sources=urls))
+    monkeypatch.setattr(base_cifar10, "_find_cifar10", functools.partial(base_cifar10._find_cifar10, sources=urls))
 
 
 def test_our_own_bad_download_is_removed(tmp_path, monkeypatch, capsys, server):
@@ -267,7 +267,7 @@ def test_download_tells_what_every_source_said(tmp_path, monkeypatch, capsys, se
     local = tmp_path / "wrong.bin"
     local.write_bytes(b"wrong")
     with pytest.raises(InputError) as e:
-        base_cifar10.fetch_cifar10(root, (gone, short, local.as_uri(), "http://127.0.0.1:9/closed"), timeout=5)
+        base_cifar10._fetch_cifar10(root, (gone, short, local.as_uri(), "http://127.0.0.1:9/closed"), timeout=5)
     text = str(e.value)
     assert "503" in text and text.count("another MD5") == 2 and "refused" in text and "\n" not in text
     assert list(root.iterdir()) == [] and local.read_bytes() == b"wrong"
@@ -276,7 +276,7 @@ def test_download_tells_what_every_source_said(tmp_path, monkeypatch, capsys, se
 def test_download_gives_up_on_a_silent_server(tmp_path, server):
     url = server("/slow", body=b"x", length=100)
     began = time.monotonic()
-    with pytest.raises(InputError, match="timed out"): base_cifar10.fetch_cifar10(tmp_path / "root", (url,), timeout=0.2)
+    with pytest.raises(InputError, match="timed out"): base_cifar10._fetch_cifar10(tmp_path / "root", (url,), timeout=0.2)
     assert time.monotonic() - began < 10 and list((tmp_path / "root").iterdir()) == []
 
 
@@ -293,9 +293,9 @@ def test_good_download_after_a_bad_source_is_unpacked(tmp_path, monkeypatch, ser
     body = small_archive(tmp_path / "made.tar.gz")
     monkeypatch.setattr(base_cifar10, "CIFAR10_MD5", hashlib.md5(body).hexdigest())
     root = tmp_path / "root"
-    base_cifar10.find_cifar10(root, True, (server("/bad", body=b"no"), server("/good", body=body)))
+    base_cifar10._find_cifar10(root, True, (server("/bad", body=b"no"), server("/good", body=body)))
     assert (root / "cifar-10-python.tar.gz").read_bytes() == body and (root / "cifar-10-batches-py" / "data_batch_1").is_file()
-    base_cifar10.find_cifar10(root, True, ("http://127.0.0.1:9/never asked",))
+    base_cifar10._find_cifar10(root, True, ("http://127.0.0.1:9/never asked",))
 
 
 def test_damaged_batches(tmp_path, refused):
@@ -647,10 +647,10 @@ def test_loss_that_is_not_a_number(tmp_path, monkeypatch, failed, no_panels):
 
 
 def test_loss_stuck_at_the_start_is_named(capsys):
-    engine_run.warn_if_stuck(2.3049, 10)
+    engine_run._warn_if_stuck(2.3049, 10)
     assert capsys.readouterr().err == ("the loss is still ln 10 = 2.303, that of a network that answers every image alike; "
                                        "if it stays, try model.init he, or another training.learning_rate\n")
-    engine_run.warn_if_stuck(2.2, 10)
+    engine_run._warn_if_stuck(2.2, 10)
     assert capsys.readouterr().err == ""
 
 

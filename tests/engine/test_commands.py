@@ -16,7 +16,7 @@ from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import CLASSES, open_rgb
 from alexnet_nb.engine import config as engine_config
 from alexnet_nb.engine import predict_command as engine_predict_command
-from alexnet_nb.engine.config import CONFIG_DIR, Config, load_config
+from alexnet_nb.engine.config import _CONFIG_DIR, Config, load_config
 from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 
 CPU = ["--set", "device.use_cuda=false"]
@@ -228,7 +228,7 @@ def test_help(main, capsys):
 
 # ---------------------------------------------------------------- configs and devices
 
-@pytest.mark.parametrize("path", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(_CONFIG_DIR.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configs(path):
     "Each loads by its name alone, and says what it is in its first line."
     assert load_config(path.stem) == load_config(path)
@@ -236,13 +236,13 @@ def test_shipped_configs(path):
 
 
 def test_the_four_configs_are_there():
-    assert {"default", "quick", "short", "paper"} <= {p.stem for p in CONFIG_DIR.glob("*.yaml")}
+    assert {"default", "quick", "short", "paper"} <= {p.stem for p in _CONFIG_DIR.glob("*.yaml")}
 
 
 def test_default_is_the_default():
     "default.yaml spells out every key, with the value that it has without a file."
     assert load_config("default") == load_config() == Config()
-    spelt = engine_config.read_config_file("default")
+    spelt = engine_config._read_config_file("default")
     for section, keys in Config().model_dump().items():
         assert set(keys) - {"input_root_dir"} <= set(spelt[section]), section
 

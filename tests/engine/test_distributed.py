@@ -23,7 +23,7 @@ from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.config import make_config
 from alexnet_nb.engine.loaders import EpochBatches
-from alexnet_nb.engine.processes import World, launch, share
+from alexnet_nb.engine.processes import _World, launch, share
 from common import STEPS, TESTS, differences, lines, load, one_step, tiny
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
@@ -223,7 +223,7 @@ def launched(*argv) -> subprocess.Popen:
 def test_each_machine_says_once_what_it_lacks(place, says, monkeypatch, tmp_path, capsys):
     "Of the processes of another machine, the first; the leader cannot know."
     def lacking(args): raise InputError("no such folder")
-    for name, value in dict(find_world=lambda: World(2 + place, 4, place, 2), process_group=lambda *args: nullcontext(), leader=lambda: False, _train=lacking).items(): monkeypatch.setattr(engine_train_command, name, value)
+    for name, value in dict(find_world=lambda: _World(2 + place, 4, place, 2), process_group=lambda *args: nullcontext(), leader=lambda: False, _train=lacking).items(): monkeypatch.setattr(engine_train_command, name, value)
     assert train.main(tiny(tmp_path)) == 2 and capsys.readouterr().err == says
 
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from common import ROOT, class_folders
 
 from alexnet_nb.data import Pictures, Recipe, drawings, prepare_batch, stack_pixels
 from alexnet_nb.engine.inside import Sheet, _view_of, first_kernels, look_inside, pack, unpack, unpack_sheet
 from alexnet_nb.inference import Classifier, load_classifier, probabilities
 from alexnet_nb.model import AlexNet
+from common import ROOT, class_folders
 
 THIN = 1 / 24
 

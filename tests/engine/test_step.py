@@ -12,7 +12,7 @@ from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.engine.config import load_config, parse_overrides
+from alexnet_nb.engine.config import load_config, _parse_overrides
 from common import class_folders, differences, hook_steps, lines, one_step, tiny
 
 
@@ -42,19 +42,19 @@ def test_a_step_asks_for_no_number(tmp_path):
 
 def look_every(monkeypatch, steps: int) -> None:
     "Have runs look at what came of their updates only every so many."
-    class Seldom(engine_run.Recorder):
+    class Seldom(engine_run._Recorder):
         def __init__(self, *args, **more):
             super().__init__(*args, **more)
             self.at_once = steps
-    monkeypatch.setattr(engine_run, "Recorder", Seldom)
+    monkeypatch.setattr(engine_run, "_Recorder", Seldom)
 
 
 @pytest.mark.parametrize("at_once", [4, 100])
 def test_looking_seldom_changes_nothing(tmp_path, monkeypatch, at_once):
     "Six steps an epoch: notes of four and two, or of six, give the lines of one at a time."
     engine_train_command.fit(config(tmp_path / "each"), show_bar=False)
-    looks, read = [], engine_run.read_steps
-    monkeypatch.setattr(engine_run, "read_steps", lambda steps: looks.append(len(steps)) or read(steps))
+    looks, read = [], engine_run._read_steps
+    monkeypatch.setattr(engine_run, "_read_steps", lambda steps: looks.append(len(steps)) or read(steps))
     look_every(monkeypatch, at_once)
     engine_train_command.fit(config(tmp_path / "seldom"), show_bar=False)
     assert looks == ([4, 2, 4, 2] if at_once == 4 else [6, 6])
@@ -82,7 +82,7 @@ def test_resume_may_change_the_layout(tmp_path, first):
     whole = engine_train_command.fit(one, max_steps=9, show_bar=False)
     engine_train_command.fit(two, max_steps=6, show_bar=False)
     checkpoint = read_checkpoint(tmp_path / "two" / "models" / "alexnet_last.pkl")
-    cfg = engine_setup.resume_config(checkpoint, parse_overrides([f"device.channels_last={str(not first).lower()}"]))
+    cfg = engine_setup.resume_config(checkpoint, _parse_overrides([f"device.channels_last={str(not first).lower()}"]))
     parts = engine_train_command.fit(cfg, checkpoint, max_steps=9, show_bar=False)
     assert parts.run.model.features[4].weight.is_contiguous(memory_format=torch.channels_last) == (not first)
     for a, b in zip(whole.run.model.parameters(), parts.run.model.parameters()):

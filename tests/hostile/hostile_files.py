@@ -447,7 +447,7 @@ def try_archive(seed: int, number: int, root: Path, watch: Watch) -> str:
     if packed_bytes is None:
         (root / FOLDER).mkdir()
         for name, body in members.items(): (root / FOLDER / name).write_bytes(body)
-    else: (root / base_cifar10.CIFAR10_ARCHIVE).write_bytes(packed_bytes)
+    else: (root / base_cifar10._CIFAR10_ARCHIVE).write_bytes(packed_bytes)
     before = sorted(p.name for p in root.iterdir())
     with watch.look() as seen: kind, line = answer(lambda: base_cifar10.read_cifar10(root, may_download=False))
     assert kind == "refused" and not seen, f"as it is: {line} {seen}"   # nothing of it is looked at: its sum is not CIFAR-10's
@@ -460,7 +460,7 @@ def try_archive(seed: int, number: int, root: Path, watch: Watch) -> str:
         kind, found = answer(lambda: base_cifar10.read_cifar10(root, may_download=False))
     seen = [what for what in seen if "numpy" not in what and "_codecs" not in what]   # a good batch names NumPy's array
     assert kind != "failure" and not seen, f"with its sum: {found} {seen}"
-    there = {str(p.relative_to(root)) for p in root.rglob("*")} - {base_cifar10.CIFAR10_ARCHIVE, FOLDER}
+    there = {str(p.relative_to(root)) for p in root.rglob("*")} - {base_cifar10._CIFAR10_ARCHIVE, FOLDER}
     assert there <= {f"{FOLDER}/{name}" for name in good}, f"left behind: {there}"
     assert all(p.is_file() and not p.is_symlink() for p in (root / FOLDER).glob("*"))
     if kind == "read": assert len(found) == 10 and found.items.shape == (10, 32, 32, 3)

@@ -573,7 +573,7 @@ def one_log(lab: Lab, seed: int, number: int) -> dict:
     name, e = "relu_vs_tanh", claims_plans.EXPERIMENTS["relu_vs_tanh"]["tiny"]
     epoch = dict(loss=2.3, error=0.9, seconds=1.0)
     trial = claims_plans.new_trial("relu 0.001", 0) | dict(epochs=[epoch] * 4, stopped="4 epochs", finished=True)
-    honest = json.loads(json.dumps(claims_experiment.identity(name, "tiny", "drawings") | dict(rule=e.rule, shortened="", device="cpu", chosen={}, trials=[trial, claims_plans.new_trial("tanh 0.001", 0) | dict(epochs=[epoch])])))
+    honest = json.loads(json.dumps(claims_experiment._identity(name, "tiny", "drawings") | dict(rule=e.rule, shortened="", device="cpu", chosen={}, trials=[trial, claims_plans.new_trial("tanh 0.001", 0) | dict(epochs=[epoch])])))
     at = r.choice(("all", "trials", "trials", "trials"))
     data = mutate_json(r, json.dumps(honest)) if at == "all" else json.dumps(honest | {"trials": "@@"}).encode().replace(b'"@@"', mutate_json(r, json.dumps(honest["trials"])))
     file = work_folder / "results.json"
@@ -582,11 +582,11 @@ def one_log(lab: Lab, seed: int, number: int) -> dict:
         argv = [name, "--scale", "tiny", "--results", str(file), "--output", str(work_folder / "states")]
         def all_there(lab_of_experiment, seeds=None):
             claims_plans.next_trial(lab_of_experiment.experiment, lab_of_experiment.results["trials"], seeds)
-            claims_experiment.note(lab_of_experiment)
+            claims_experiment._note(lab_of_experiment)
             return 0
-        before, claims_experiment.run_experiment = claims_experiment.run_experiment, all_there
+        before, claims_experiment._run_experiment = claims_experiment._run_experiment, all_there
         try: listed, done = lab.call("alexnet_experiment", claims_experiment.main, [*argv, "--list"]), lab.call("alexnet_experiment", claims_experiment.main, argv)
-        finally: claims_experiment.run_experiment = before
+        finally: claims_experiment._run_experiment = before
         (work_folder / "results").mkdir()
         (work_folder / "results" / "mine.json").write_bytes(data)
         package, base_results._PACKAGE = base_results._PACKAGE, work_folder

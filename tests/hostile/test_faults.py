@@ -121,11 +121,11 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path, no_panels):
 
 def test_the_wait_for_an_epochs_last_update_counts(tmp_path, monkeypatch, no_panels):
     "On a GPU the numbers of the last updates come when the queue is empty; that is time of training too."
-    read = engine_run.read_steps
+    read = engine_run._read_steps
     def slow(steps):
         if steps[-1].number == STEPS: time.sleep(3)
         return read(steps)
-    monkeypatch.setattr(engine_run, "read_steps", slow)
+    monkeypatch.setattr(engine_run, "_read_steps", slow)
     assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
     assert json.loads((tmp_path / "results.json").read_text())["training_seconds"] >= 3
 
@@ -375,7 +375,7 @@ OPEN = base_pictures.open_rgb
 @needs_fork
 def test_a_worker_that_dies_names_its_file(tmp_path, monkeypatch, capsys, no_panels):
     root = class_folders(tmp_path / "data")
-    monkeypatch.setattr(engine_setup, "fitting_pixels", lambda *args: None)
+    monkeypatch.setattr(engine_setup, "_fitting_pixels", lambda *args: None)
     monkeypatch.setattr(base_pictures, "open_rgb", fatal)
     argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__num_workers=2, data__train_images=None, data__val_images=8)
     assert train.main(argv) == 1

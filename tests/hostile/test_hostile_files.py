@@ -245,7 +245,7 @@ def test_a_large_picture_in_strips_is_the_same(mode, monkeypatch, tmp_path):
     if mode == "turned": image.getexif()[274] = 6
     upright = ImageOps.exif_transpose(image)
     one = base_pictures._part_to_rgb(upright, mode == "I;16" or (mode == "F" and np.asarray(image).max() > 255))
-    assert base_pictures.to_rgb(image).tobytes() == one.tobytes() and one.size == upright.size
+    assert base_pictures._to_rgb(image).tobytes() == one.tobytes() and one.size == upright.size
 
 
 def test_header_of_a_large_file_is_checked_before_work(tmp_path):
@@ -300,7 +300,7 @@ def test_a_batch_that_is_far_too_large_is_not_read(tmp_path):
     except OSError: pytest.skip("no such large files here")
     refused(lambda: base_cifar10.read_cifar10(root, may_download=False), words=["a batch is missing or damaged"])
     (root / hostile.FOLDER).rename(tmp_path / "away")
-    (tmp_path / "away" / "data_batch_1").rename(root / base_cifar10.CIFAR10_ARCHIVE)
+    (tmp_path / "away" / "data_batch_1").rename(root / base_cifar10._CIFAR10_ARCHIVE)
     refused(lambda: base_cifar10.read_cifar10(root, may_download=False), words=["is not CIFAR-10's archive"])
 
 
@@ -308,7 +308,7 @@ def test_a_batch_that_is_far_too_large_is_not_read(tmp_path):
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link to nowhere"])
 def test_an_archive_that_is_no_file(kind, tmp_path):
     "Reading a pipe to which nobody writes would never end."
-    path = tmp_path / base_cifar10.CIFAR10_ARCHIVE
+    path = tmp_path / base_cifar10._CIFAR10_ARCHIVE
     if kind == "pipe": os.mkfifo(path)
     if kind == "folder": path.mkdir()
     if kind == "link to nowhere": path.symlink_to(tmp_path / "nowhere")
@@ -318,7 +318,7 @@ def test_an_archive_that_is_no_file(kind, tmp_path):
 def taken_for_right(monkeypatch, root: Path, body: bytes):
     "Put an archive there and let its sum be the right one."
     root.mkdir()
-    (root / base_cifar10.CIFAR10_ARCHIVE).write_bytes(body)
+    (root / base_cifar10._CIFAR10_ARCHIVE).write_bytes(body)
     monkeypatch.setattr(base_cifar10, "CIFAR10_MD5", base_cifar10.hashlib.md5(body).hexdigest())
 
 
@@ -345,29 +345,29 @@ def test_an_archive_with(kind, tmp_path, monkeypatch):
     name, more = EVIL[kind]
     taken_for_right(monkeypatch, tmp_path / "root", one_member(name, **more))
     before = snapshot(tmp_path)
-    refused(base_cifar10.find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
-    assert snapshot(tmp_path) == before and os.listdir(tmp_path / "root") == [base_cifar10.CIFAR10_ARCHIVE] and not Path("/tmp/hostile_escaped").exists()
+    refused(base_cifar10._find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
+    assert snapshot(tmp_path) == before and os.listdir(tmp_path / "root") == [base_cifar10._CIFAR10_ARCHIVE] and not Path("/tmp/hostile_escaped").exists()
 
 
 @pytest.mark.parametrize("body", [b"\x1f\x8b", hostile.packed(hostile.good_members())[:20_000], hostile.gzip.compress(b"no tar" * 200)], ids=["two bytes", "cut short", "no tar"])
 def test_an_archive_that_is_damaged(body, tmp_path, monkeypatch):
     "It was a traceback."
     taken_for_right(monkeypatch, tmp_path / "root", body)
-    refused(base_cifar10.find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
-    assert os.listdir(tmp_path / "root") == [base_cifar10.CIFAR10_ARCHIVE]
+    refused(base_cifar10._find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
+    assert os.listdir(tmp_path / "root") == [base_cifar10._CIFAR10_ARCHIVE]
 
 
 def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(base_cifar10, "CIFAR10_MOST", 2**20)
+    monkeypatch.setattr(base_cifar10, "_CIFAR10_MOST", 2**20)
     for k, kind in enumerate((tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)):
         taken_for_right(monkeypatch, tmp_path / str(k), hostile.huge(f"{hostile.FOLDER}/data_batch_1", kind, 2**24, 2**24))
-        refused(base_cifar10.find_cifar10, tmp_path / str(k), False, words=["unpacks to more than it should"])
+        refused(base_cifar10._find_cifar10, tmp_path / str(k), False, words=["unpacks to more than it should"])
 
 
 def test_a_download_that_does_not_end(tmp_path, monkeypatch):
     (tmp_path / "endless").write_bytes(bytes(5 * 2**20))
-    monkeypatch.setattr(base_cifar10, "CIFAR10_MOST", 2**21)
-    refused(base_cifar10.fetch_cifar10, tmp_path / "root", [(tmp_path / "endless").as_uri()], words=["more comes than the file can hold"])
+    monkeypatch.setattr(base_cifar10, "_CIFAR10_MOST", 2**21)
+    refused(base_cifar10._fetch_cifar10, tmp_path / "root", [(tmp_path / "endless").as_uri()], words=["more comes than the file can hold"])
     assert os.listdir(tmp_path / "root") == []
 
 

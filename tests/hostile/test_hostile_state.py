@@ -50,8 +50,8 @@ from alexnet_nb.engine.config import (
     load_config,
     make_config,
     merge,
-    parse_overrides,
-    parse_yaml,
+    _parse_overrides,
+    _parse_yaml,
     to_yaml,
 )
 from alexnet_nb.engine.files import save_checkpoint
@@ -436,13 +436,13 @@ def test_yaml_bombs(name, tmp_path):
 
 
 def test_keys_given_twice_and_aliases():
-    assert refused(parse_yaml, "a: 1\nb: 2\na: 3\n") == "config:3: not valid YAML (the key 'a' is given twice)"
-    assert parse_yaml("a: &x 1\nb: *x\n") == {"a": 1, "b": 1}
-    assert "may repeat a single value" in refused(parse_yaml, "a: &x [1]\nb: *x\n")
+    assert refused(_parse_yaml, "a: 1\nb: 2\na: 3\n") == "config:3: not valid YAML (the key 'a' is given twice)"
+    assert _parse_yaml("a: &x 1\nb: *x\n") == {"a": 1, "b": 1}
+    assert "may repeat a single value" in refused(_parse_yaml, "a: &x [1]\nb: *x\n")
 
 
 @pytest.mark.parametrize("text", ["!!timestamp x", "!!bool x", "!!int ''", "!!int x", "!!float x", "!!binary x", "2001-12-14 21:59:43 -99:99", "9" * 6000, "[" * 3000])
-def test_values_that_made_pyyaml_stumble(text): refused(parse_yaml, text)
+def test_values_that_made_pyyaml_stumble(text): refused(_parse_yaml, text)
 
 
 @pytest.mark.parametrize("key, value", [("training.num_epochs", 2**31), ("training.batch_size", 10**30), ("data.num_workers", 10**9), ("model.num_classes", 2**31), ("data.train_images", int("9" * 400)), ("training.seed", 16**6000), ("training.seed", "x" * 10**6),
@@ -470,7 +470,7 @@ def test_any_nest_is_a_config_or_refused(one, other):
     assert json.dumps([one, other]) == before and merge(merged) == merge(merge(merged)) and set(merged) <= set(one) | set(other)
     try: cfg = make_config(merged)
     except InputError as e: assert len(str(e)) < 5000
-    else: assert make_config(parse_yaml(to_yaml(cfg))) == cfg
+    else: assert make_config(_parse_yaml(to_yaml(cfg))) == cfg
 
 
 honest = st.fixed_dictionaries({}, optional={
@@ -484,9 +484,9 @@ honest = st.fixed_dictionaries({}, optional={
 def test_there_and_back(given_):
     "A config, its YAML and its `--set` texts say the same."
     cfg = make_config(given_)
-    assert make_config(parse_yaml(to_yaml(cfg))) == cfg
+    assert make_config(_parse_yaml(to_yaml(cfg))) == cfg
     texts = [f"{section}.{key}={json.dumps(value, ensure_ascii=False)}" for section, keys in given_.items() for key, value in keys.items()]
-    assert make_config(parse_overrides(texts)) == cfg
+    assert make_config(_parse_overrides(texts)) == cfg
 
 
 @quick
@@ -541,7 +541,7 @@ def test_log_that_is_a_pipe_or_a_link(tmp_path):
 
 def test_folders_and_event_files_with_odd_names(tmp_path):
     for name in ("run-²", "run-" + "9" * 240, "run--1", "run-x", "run-007"): (tmp_path / name).mkdir()
-    assert engine_setup.new_folder(tmp_path).name == "run-008"
+    assert engine_setup._new_folder(tmp_path).name == "run-008"
     now = int(engine_run.time.time())
     (tmp_path / "train").mkdir()
     for second in range(now, now + 60): (tmp_path / "train" / f"events.out.tfevents.{second}.x").touch()
@@ -550,14 +550,14 @@ def test_folders_and_event_files_with_odd_names(tmp_path):
 
 @pytest.mark.parametrize("change", [dict(trials=5), dict(trials=[5]), dict(trials=[{}]), dict(device=5), "finished", "epochs", "nan", "painted"], ids=str)
 def test_results_file_of_a_stranger(tmp_path, change):
-    mine = claims_experiment.identity("relu_vs_tanh", "tiny", "drawings")
+    mine = claims_experiment._identity("relu_vs_tanh", "tiny", "drawings")
     trial = json.loads(json.dumps(claims_plans.new_trial("relu 0.001", 0)))
     if isinstance(change, str): change = dict(trials=[trial | {"finished": dict(finished=True), "epochs": dict(epochs=[{"loss": 1}]), "painted": dict(stopped="\x1b[31m"), "nan": dict(epochs=[dict(loss=float("nan"), error=1.0, seconds=1.0)])}[change]])
     (tmp_path / "r.json").write_text(json.dumps(mine | dict(device="cpu", trials=[trial])))
-    assert claims_experiment.same_identity(tmp_path / "r.json", mine)["trials"] == [trial]
+    assert claims_experiment._same_identity(tmp_path / "r.json", mine)["trials"] == [trial]
     (tmp_path / "r.json").write_text(json.dumps(mine | dict(device="cpu", trials=[trial]) | change))
     expected = "cannot be read as JSON" if "NaN" in (tmp_path / "r.json").read_text() else "which no experiment writes"  # JSON knows no NaN
-    assert expected in refused(claims_experiment.same_identity, tmp_path / "r.json", mine)
+    assert expected in refused(claims_experiment._same_identity, tmp_path / "r.json", mine)
 
 
 def test_results_that_are_not_results(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from alexnet_nb.base.cifar10 import read_cifar10
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.pictures import stack_pixels
-from alexnet_nb.base.resize import resize_pixels
+from alexnet_nb.base.resize import _resize_pixels
 from alexnet_nb.data import (
     Augmentation,
     Recipe,
@@ -92,7 +92,7 @@ def test_real_pictures_alike(cifar10_dir):
     images = images.take(np.linspace(0, len(images) - 1, 1000).astype(int))
     items = stack_pixels(images, 1 << 30).permute(0, 2, 3, 1).numpy()
     for some, size in product(np.array_split(items, 10), (227, 256)):
-        assert torch.equal(resize_pixels(channels_first(some), (size, size)), by_pillow(some, (size, size)))
+        assert torch.equal(_resize_pixels(channels_first(some), (size, size)), by_pillow(some, (size, size)))
     recipe = paper_recipe(227, *colour_statistics(images))
     for r, seed in ((USUAL, None), (USUAL, 42), (recipe, None), (recipe, 42)): assert_prepared_alike(items, r, seed)
 

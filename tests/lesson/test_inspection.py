@@ -6,11 +6,32 @@ import torch
 
 from alexnet_nb.data import Pictures, Recipe, drawings, prepare_batch, stack_pixels
 from alexnet_nb.inference import Classifier, probabilities
-from alexnet_nb.inspection import LAYERS, Field, LayerStatistics, Patch, Peaks, _majority
-from alexnet_nb.inspection import agreement, collect_activations, kernel_colour, kernel_history
-from alexnet_nb.inspection import kernel_orientation, kernel_pictures, layer_outputs, nearest, network_layers
-from alexnet_nb.inspection import occlusion_map, patch_directions, pixel_batches, purity, rank_maps
-from alexnet_nb.inspection import receptive_field, sample_indices, seen_part, strongest_patches
+from alexnet_nb.inspection import (
+    LAYERS,
+    Field,
+    LayerStatistics,
+    Patch,
+    Peaks,
+    _majority,
+    agreement,
+    collect_activations,
+    kernel_colour,
+    kernel_history,
+    kernel_orientation,
+    kernel_pictures,
+    layer_outputs,
+    nearest,
+    network_layers,
+    occlusion_map,
+    patch_directions,
+    pixel_batches,
+    purity,
+    rank_maps,
+    receptive_field,
+    sample_indices,
+    seen_part,
+    strongest_patches,
+)
 from alexnet_nb.model import AlexNet
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
@@ -274,7 +295,7 @@ def test_maps_are_ranked_by_purity(pictures):
 
 def test_peaks_of_no_layer_and_of_a_network_that_lacks_one(pictures):
     c = network(without=["conv3"])
-    batches = lambda: pixel_batches(pictures.pixels, c.recipe, c.device, 6)
+    def batches(): return pixel_batches(pictures.pixels, c.recipe, c.device, 6)
     assert list(collect_activations(c.model, batches()).peaks) == ["conv2", "conv5"]
     assert collect_activations(c.model, batches(), ()).peaks == {}
 
