@@ -23,7 +23,7 @@ BY_HAND = {"__init__", "_modidx", "_moved", "base.__init__", "claims.__init__", 
 FILES = {".".join(path.relative_to(LIBRARY).with_suffix("").parts): path for path in sorted(LIBRARY.rglob("*.py"))}
 MODULES = [name for name in FILES if name not in BY_HAND]
 LESSON = [name for name in ("data", "lrn", "model", "train", "inference", "inspection", "transfer") if name in FILES]  # in this order
-MEASURING = ("engine.bench", "engine.bench_tasks", "engine.speed")  # stand above the rest of the engine, beside the claims
+MEASURING = ("engine.bench", "engine.bench_tasks", "engine.speed", "engine.turns")  # stand above the rest of the engine, beside the claims
 DOORS = {(module, where) for module in ("train", "inference") for where in ("__getattr__", "__main__")}  # may lead up, lazily
 
 each_file = pytest.mark.parametrize("name", FILES)
@@ -282,6 +282,7 @@ def test_names_of_0_1_answer_at_their_old_address(address):
         if (found is None) != (f"{address}.{name}" in GONE): lost.append(name)
         elif found is not None and moved: assert f"alexnet_nb.{address}.{name} is now alexnet_nb." in str(said[-1].message), name
     assert not lost, f"{address}: {lost} answer otherwise than is listed"
+    if moved: assert {*module.__all__} <= {*NAMES_OF_0_1[address].split()}, "what a star import asks for"
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"): module.no_such_name
 
 
@@ -341,7 +342,7 @@ def calls_backward(source: str) -> bool:
 
 def test_one_cell_goes_backward():
     "In lesson and engine; beside it the linear classifier's, which is fitted by L-BFGS. The claims and the benchmark have their own: they train what is not AlexNet as we do."
-    found = [(module, [node.name for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef)]) for path in NOTEBOOKS for module in default_exp(path)
+    found = [(module, [node.name.lstrip("_") for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef)]) for path in NOTEBOOKS for module in default_exp(path)
              for cell in exported_cells(path) if floor(module)[0] < 4 and calls_backward(cell)]
     assert sorted(found) == [("engine.baseline", ["fit_linear"]), ("train", ["train_step"])]
     assert calls_backward("scaler.scale(loss).backward()") and not calls_backward("def backward(ctx, g): return g")
