@@ -96,13 +96,15 @@ class _Lab:
     flag: StopFlag
 
     @functools.cached_property
-    def train(self) -> Pictures: return _load_pictures(self.root, True, self.experiment.images[0], self.device)
+    def train(self) -> Pictures:
+        return _load_pictures(self.root, True, self.experiment.images[0], self.device)
 
     @functools.cached_property
     def mean(self) -> Tensor: return mean_image(self.train.pixels)
 
     @functools.cached_property
-    def test(self) -> Pictures: return _load_pictures(self.root, False, self.experiment.images[1], self.device)
+    def test(self) -> Pictures:
+        return _load_pictures(self.root, False, self.experiment.images[1], self.device)
 
     def place(self, trial: dict) -> Path:
         "The folder of a trial's state."
@@ -254,7 +256,8 @@ def _alexnet_trial(lab: _Lab, trial: dict, limit: int, after_epoch: Callable[[],
     checkpoint = read_checkpoint(last) if last.exists() else None
     run, log = open_run(options_of(cfg), lambda: start(cfg, checkpoint))
     rows = layer_table(run.model)
-    trial |= dict(epochs=_alexnet_epochs(run), choices=run.choices, parameters=sum(row.params for row in rows),
+    trial |= dict(epochs=_alexnet_epochs(run), choices=run.choices,
+                  parameters=sum(row.params for row in rows),
                   macs=sum(row.macs for row in rows))
     def epoch_done() -> None:
         trial["epochs"] = _alexnet_epochs(run)

@@ -191,7 +191,8 @@ def _layer_traffic(model: nn.Module, # any network; on the meta device it costs 
     "Parameters and inputs of every convolution and fully-connected layer, in the order of use."
     found, modes = [], {layer: layer.training for layer in model.modules()}
     def note(name):
-        return lambda layer, args: found.append(_LayerTraffic(name, sum(p.numel() for p in layer.parameters()),
+        return lambda layer, args: found.append(_LayerTraffic(name,
+                                                              sum(p.numel() for p in layer.parameters()),
                                                              args[0][0].numel()))
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in model.named_modules()
              if isinstance(layer, (nn.Conv2d, nn.Linear))]

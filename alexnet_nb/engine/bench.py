@@ -412,7 +412,8 @@ def _bench(args: argparse.Namespace) -> int:
     if set(args.parts) < set(_PARTS) and not (path and path.is_file()):
         raise InputError("--parts: name the file of an earlier time with --results, for the parts that are "
                          "kept")
-    _run_bench(_Bench(sizes, device, precisions, time.monotonic() + 60 * args.minutes, path, tuple(args.parts)))
+    _run_bench(_Bench(sizes, device, precisions, time.monotonic() + 60 * args.minutes, path,
+                      tuple(args.parts)))
     if path: print(f"wrote {path}")
     return 0
 
