@@ -97,7 +97,7 @@ def next_rate(optimizer: optim.Optimizer, scheduler: LRScheduler, validation: Ev
     else: scheduler.step(1 - validation.accuracy)
 
 # %% ../nbs/04_train.ipynb #52d4431b
-def set_rate(optimizer: optim.Optimizer, rates: list[float], step: int, warmup_steps: int) -> None:
+def set_rate(optimizer: optim.Optimizer, rates: Iterable, step: int, warmup_steps: int) -> None:
     "The rate of the next step: the schedule's, reached in a straight line over the first `warmup_steps`."
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate * min(1.0, (step + 1) / max(1, warmup_steps))
