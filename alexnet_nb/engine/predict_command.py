@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from textwrap import indent
 from typing import Iterable, Iterator, TextIO
 
 import numpy as np
@@ -53,29 +54,31 @@ def folder_images(folder: str | Path) -> list[Path]:
     if not os.path.exists(folder): raise InputError(f"{folder}: no such folder; check the path")
     if not os.path.isdir(folder): raise InputError(f"{folder}: is a file; use --image")
     try: files = image_files(folder)
-    except OSError as e: raise InputError(f"{folder}: cannot be read ({e.strerror}); check its permissions") from None
-    if not files:
-        passed = passed_over(folder)
-        raise InputError(f"{folder}: holds no image but {passed}, which Pillow cannot open here; save them as JPEG or PNG" if passed else
-                         f"{folder}: holds no image; their names must end in .jpg, .png or the like")
-    return files
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be read ({e.strerror}); check its permissions") from None
+    if files: return files
+    if passed := passed_over(folder):
+        raise InputError(f"{folder}: holds no image but {passed}, which Pillow cannot open here; "
+                         "save them as JPEG or PNG")
+    raise InputError(f"{folder}: holds no image; their names must end in .jpg, .png or the like")
 
 # %% ../../nbs/engine/predict_command.ipynb #650ced41
-# Pictures by their suffix that Pillow does not open, or only with a plug-in or a library that not everyone has.
-OTHER_PICTURES = set(".arw .avif .cr2 .cr3 .dng .exr .hdr .heic .heif .hif .jp2 .jxl .jxr .nef .orf .raf .raw .rw2 .svg .webp .xcf".split())
+# Pictures, by suffix, that Pillow does not open, or only with a plug-in or library that not everyone has.
+OTHER_PICTURES = set(".arw .avif .cr2 .cr3 .dng .exr .hdr .heic .heif .hif .jp2 .jxl .jxr".split())
+OTHER_PICTURES |= set(".nef .orf .raf .raw .rw2 .svg .webp .xcf".split())
 
 
 def passed_over(folder: str | Path) -> str:
-    "The files of a folder that look like pictures and are none that Pillow opens here, counted by suffix: '2 .heic, 1 .svg', or ''."
+    "Files that look like pictures and are none that Pillow opens here, by suffix: '2 .heic, 1 .svg', or ''."
     suffixes = [p.suffix.lower() for p in Path(folder).iterdir() if not p.name.startswith(".")]
     counts = Counter(s for s in suffixes if s in OTHER_PICTURES - set(Image.registered_extensions()))
     return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common())
 
 # %% ../../nbs/engine/predict_command.ipynb #d3f433fc
 def _read(path: str | Path, recipe: Recipe) -> Tensor | InputError:
-    "A small file as pixels, uint8 (3, H, W), a larger one prepared, float32 (3, size, size); or the error that reading it gave."
+    "A small file as pixels, uint8 (3, H, W), a larger one prepared, float32 (3, size, size); or the error."
     def small(image: Image.Image) -> Tensor:
-        if image.width * image.height > recipe.size**2: return prepare(image, recipe)  # a photograph: shrunk here, so that few are large at a time
+        if image.width * image.height > recipe.size**2: return prepare(image, recipe)  # few are large
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     try: return open_rgb(path, small)
     except InputError as e: return e
@@ -83,7 +86,8 @@ def _read(path: str | Path, recipe: Recipe) -> Tensor | InputError:
 
 def _prepared(read: list[Tensor], recipe: Recipe, device: torch.device) -> Tensor:
     "What `_read` gave, as a batch (N, 3, size, size): pictures of one size all at once, others one by one."
-    if len({(r.dtype, r.shape) for r in read}) > 1: return torch.cat([_prepared([r], recipe, device) for r in read])
+    if len({(r.dtype, r.shape) for r in read}) > 1:
+        return torch.cat([_prepared([r], recipe, device) for r in read])
     batch = torch.stack(read).to(device)
     return batch if batch.is_floating_point() else prepare_batch(batch, recipe)
 
@@ -101,14 +105,15 @@ def predict_files(classifier: Classifier,
                   views: int = 1,        # or 10
                   batch_size: int = 64   # views at a time
                  ) -> Iterator[Prediction]:
-    "A `Prediction` for every file, in order; a bad file yields its error and stops nothing. A few batches at most are in memory."
+    "A `Prediction` of every file, in order; a bad file yields its error. Few batches are in memory."
     recipe, at_once, paths = views_recipe(classifier.recipe, views), max(1, batch_size // views), list(paths)
     reading = read_ahead(lambda path: _read(path, recipe), paths, 2 * at_once)
     for k in range(0, len(paths), at_once):
         read = list(islice(reading, at_once))
         answers = iter(_answer(classifier, [r for r in read if isinstance(r, Tensor)], views))
         for path, r in zip(paths[k:k + at_once], read):
-            yield Prediction(str(path), next(answers)) if isinstance(r, Tensor) else Prediction(str(path), error=str(r))
+            if isinstance(r, Tensor): yield Prediction(str(path), next(answers))
+            else: yield Prediction(str(path), error=str(r))
 
 # %% ../../nbs/engine/predict_command.ipynb #4013acdb
 def format_prediction(p: Prediction, classes: tuple[str, ...],
@@ -123,44 +128,55 @@ def format_prediction(p: Prediction, classes: tuple[str, ...],
     return "\n".join([line, *(f"  {name:{width}}  {q:8.4%}" for name, q in ranked[:most])])
 
 # %% ../../nbs/engine/predict_command.ipynb #2db2e968
+def _as_json(p: Prediction, classes: tuple[str, ...]) -> str:
+    "One object of the list, set in by a space."
+    ranked = [] if p.error else p.ranked(classes)
+    said = dict(error=p.error) if p.error else dict(prediction=ranked[0][0], probabilities=dict(ranked))
+    return indent(json.dumps(dict(path=p.path) | said, indent=1), " ")
+
+
 def write_json(predictions: Iterable[Prediction], classes: tuple[str, ...], out: TextIO) -> None:
     "All probabilities as a JSON list, an object a file, as soon as it is known, most probable class first."
     before = "["
     for p in predictions:
-        row = dict(path=p.path, error=p.error) if p.error else dict(path=p.path, prediction=p.ranked(classes)[0][0], probabilities=dict(p.ranked(classes)))
-        out.write(f"{before}\n" + json.dumps([row], indent=1)[2:-2])
+        out.write(f"{before}\n{_as_json(p, classes)}")
         before = ","
     out.write("\n]\n" if before == "," else "[]\n")
 
 
 def write_csv(predictions: Iterable[Prediction], classes: tuple[str, ...], out: TextIO) -> None:
     "All probabilities as CSV: a row a file, as soon as it is known, a column a class, and the error last."
-    def write(row: list) -> None:   # older Pythons quote a carriage return in a name only where lines end with one
+    def write(row: list) -> None:  # older Pythons quote a carriage return only where lines end with one
         csv.writer(line := io.StringIO(newline=""), lineterminator="\r\n").writerow(row)
         out.write(line.getvalue()[:-2] + "\n")
     write(["path", "prediction", *classes, "error"])
-    for p in predictions: write([p.path, p.ranked(classes)[0][0], *p.probabilities, ""] if not p.error else [p.path, "", *[""] * len(classes), p.error])
+    for p in predictions:
+        if p.error: write([p.path, "", *[""] * len(classes), p.error])
+        else: write([p.path, p.ranked(classes)[0][0], *p.probabilities, ""])
 
 # %% ../../nbs/engine/predict_command.ipynb #7cce5082
 def _whole(text: str) -> int:
     "A whole number above 0."
-    if not (text.isdecimal() and 0 < int(text[:9])): raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text[:9])
+    if text.isdecimal() and 0 < int(text[:9]): return int(text[:9])
+    raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
 
 
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_predict`."
-    parser = argparse.ArgumentParser("alexnet_predict", description="Name what is on an image, or on every image of a folder.")
-    parser.add_argument("--checkpoint", metavar="CKPT", required=True, help="a checkpoint that alexnet_train wrote")
+    what = "Name what is on an image, or on every image of a folder."
+    parser = argparse.ArgumentParser("alexnet_predict", description=what)
+    add = parser.add_argument
+    add("--checkpoint", metavar="CKPT", required=True, help="a checkpoint that alexnet_train wrote")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--image", metavar="FILE")
     which.add_argument("--image-dir", metavar="DIR")
-    parser.add_argument("--config", metavar="NAME|PATH", help="for the device section; what the checkpoint stores wins")
-    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change one value; may be given often")
+    add("--config", metavar="NAME|PATH", help="for the device section; what the checkpoint stores wins")
+    add("--set", metavar="SECTION.KEY=VALUE", action="append", default=[],
+        help="change one value; may be given often")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--show-all-probs", action="store_true", help="every class, not only the best")
     shown.add_argument("--top", type=_whole, metavar="K", help="the K best classes, not only the best")
-    parser.add_argument("--ten-views", action="store_true", help="average ten views of each image, as the paper does")
+    add("--ten-views", action="store_true", help="average ten views of each image, as the paper does")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV")
@@ -171,12 +187,12 @@ def _check_classes(args: argparse.Namespace, classes: tuple[str, ...]) -> None:
     "Raise `InputError` if a number of classes was given and the checkpoint has another."
     given = given_values(args.config, args.set).get("model", {}).get("num_classes")
     if given not in (None, len(classes)):
-        raise InputError(f"{args.config or '--set'}: model.num_classes is {given}, but the checkpoint has {len(classes)} classes; "
-                         "make them agree or leave it out")
+        raise InputError(f"{args.config or '--set'}: model.num_classes is {given}, but the checkpoint has "
+                         f"{len(classes)} classes; make them agree or leave it out")
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Classifier, Image.Image | None, list[Path]]:
-    "The classifier, and the image or the files of the folder; whatever is wrong with what was given is found here."
+    "The classifier, and the image or the folder's files; what is wrong with what was given is found here."
     options = prediction_options(args.config, args.set)
     image, files = (open_rgb(args.image), []) if args.image else (None, folder_images(args.image_dir))
     if options.pop("reuse_memory") and options["device"].type == "cpu": reuse_memory()
@@ -185,33 +201,48 @@ def _prepare(args: argparse.Namespace) -> tuple[Classifier, Image.Image | None, 
     return classifier, image, files
 
 # %% ../../nbs/engine/predict_command.ipynb #b34371e6
+def _complain(text: str) -> None:
+    "A line on stderr."
+    print(f"alexnet_predict: {text}", file=sys.stderr)
+
+
 def _watch(predictions: Iterable[Prediction], counts: Counter) -> Iterator[Prediction]:
     "The same predictions, counted; errors are told on stderr as they pass."
     for p in predictions:
         counts["skipped" if p.error else "predicted"] += 1
-        if p.error: print(f"alexnet_predict: {one_line(p.error)}", file=sys.stderr)
+        if p.error: _complain(one_line(p.error))
         yield p
 
 
 def _free(out: TextIO) -> None:
     "Let a stream write whatever a name may hold."
-    if hasattr(out, "reconfigure"): out.reconfigure(errors="surrogateescape" if out.encoding.lower() in ("utf-8", "utf8") else "backslashreplace")
+    if not hasattr(out, "reconfigure"): return
+    utf8 = out.encoding.lower() in ("utf-8", "utf8")
+    out.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+# %% ../../nbs/engine/predict_command.ipynb #c5402fbf
+def _write_lines(predictions: Iterable[Prediction], classes: tuple[str, ...], args) -> None:
+    "Answers for people, each as it comes."
+    table = args.show_all_probs or bool(args.top)
+    for p in predictions:
+        if not p.error: print(format_prediction(p, classes, table, args.top))
 
 
 def _predict(args: argparse.Namespace) -> int:
     "The work of `alexnet_predict`; the exit code."
     classifier, image, files = _prepare(args)
     views, counts = 10 if args.ten_views else 1, Counter()
-    answers = [Prediction(args.image, predict(classifier, image, views).tolist())] if image else predict_files(classifier, files, views)
-    write = write_json if args.json else write_csv if args.csv else None
+    if image: answers = [Prediction(args.image, predict(classifier, image, views).tolist())]
+    else: answers = predict_files(classifier, files, views)
     _free(sys.stdout)
-    if write: write(_watch(answers, counts), classifier.classes, sys.stdout)
-    else:
-        for p in _watch(answers, counts):
-            if not p.error: print(format_prediction(p, classifier.classes, args.show_all_probs or bool(args.top), args.top))
+    answers = _watch(answers, counts)
+    if args.json: write_json(answers, classifier.classes, sys.stdout)
+    elif args.csv: write_csv(answers, classifier.classes, sys.stdout)
+    else: _write_lines(answers, classifier.classes, args)
     if args.image_dir:
         if passed := passed_over(args.image_dir):
-            print(f"alexnet_predict: {one_line(args.image_dir)}: passed over {passed}, which Pillow cannot open here; save them as JPEG or PNG", file=sys.stderr)
+            _complain(f"{one_line(args.image_dir)}: passed over {passed}, which Pillow cannot open here; "
+                      "save them as JPEG or PNG")
         print(f"{counts['predicted']} predicted, {counts['skipped']} skipped", file=sys.stderr)
     return 1 if counts["skipped"] else 0
 
