@@ -231,11 +231,11 @@ def _write_lines(predictions: Iterable[Prediction], classes: tuple[str, ...], ar
 def _predict(args: argparse.Namespace) -> int:
     "The work of `alexnet_predict`; the exit code."
     classifier, image, files = _prepare(args)
-    views, counts = 10 if args.ten_views else 1, Counter()
-    if image: answers = [Prediction(args.image, predict(classifier, image, views).tolist())]
-    else: answers = predict_files(classifier, files, views)
+    views, counts = 10 if args.ten_views else 1, Counter[str]()
+    found: Iterable[Prediction] = predict_files(classifier, files, views)
+    if image: found = [Prediction(args.image, predict(classifier, image, views).tolist())]
     _free(sys.stdout)
-    answers = _watch(answers, counts)
+    answers = _watch(found, counts)
     if args.json: write_json(answers, classifier.classes, sys.stdout)
     elif args.csv: write_csv(answers, classifier.classes, sys.stdout)
     else: _write_lines(answers, classifier.classes, args)
