@@ -189,7 +189,7 @@ def train(model: nn.Module, batches: Iterable, # each pass is an epoch of (x, y)
 # %% ../nbs/04_train.ipynb #8e7280c5
 # Old addresses: `alexnet_nb.train.fit` and `python -m alexnet_nb.train` are answered by the engine.
 def __getattr__(name: str):
-    if name not in ("fit", "main"): raise AttributeError(f"module 'alexnet_nb.train' has no {name!r}")
+    if name not in ("fit", "main"): raise AttributeError(f"alexnet_nb.train has no attribute {name!r}")
     from alexnet_nb.engine import train_command
     return getattr(train_command, name)
 
