@@ -6,15 +6,20 @@ from urllib.parse import urlsplit
 
 import pytest
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+            or shutil.which("google-chrome"))
 HERE = ("localhost", "127.0.0.1", "")  # "": data: and blob:
 
 
 def needed() -> None:
     "Skips the module, in one line, where there is no browser to test in."
     try: import playwright  # noqa: F401
-    except ImportError: pytest.skip("no browser test: playwright is missing; pip install -e '.[dev]'", allow_module_level=True)
-    if not CHROMIUM: pytest.skip("no browser test: no Chromium; install it (Debian: apt-get install chromium) or set CHROMIUM to its path", allow_module_level=True)
+    except ImportError:
+        pytest.skip("no browser test: playwright is missing; pip install -e '.[dev]'",
+                    allow_module_level=True)
+    if not CHROMIUM:
+        pytest.skip("no browser test: no Chromium; install it (Debian: apt-get install chromium) or set "
+                    "CHROMIUM to its path", allow_module_level=True)
 
 
 @contextmanager
@@ -22,19 +27,24 @@ def browser():
     "A headless Chromium."
     from playwright.sync_api import sync_playwright
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, timeout=180_000, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions"])
+        chromium = play.chromium.launch(executable_path=CHROMIUM, timeout=180_000,
+                                        args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                                              "--disable-extensions"])
         yield chromium
         chromium.close()
 
 
 @contextmanager
 def tab(chromium, **options):
-    "A page of its own, and the list of what goes wrong on it: errors on the console, exceptions, missing files. Other hosts are not reached and do not count."
+    """A page of its own, and the list of what goes wrong on it: errors on the console, exceptions, missing
+    files. Other hosts are not reached and do not count."""
     context = chromium.new_context(**options)
     context.set_default_timeout(120_000)
-    context.route("**/*", lambda route: route.continue_() if urlsplit(route.request.url).hostname in (None, *HERE) else route.abort())
+    context.route("**/*", lambda route: route.continue_()
+                  if urlsplit(route.request.url).hostname in (None, *HERE) else route.abort())
     page, wrong = context.new_page(), []
-    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" and urlsplit(m.location.get("url", "")).hostname in (None, *HERE) else None)
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error"
+            and urlsplit(m.location.get("url", "")).hostname in (None, *HERE) else None)
     page.on("pageerror", lambda e: wrong.append(str(e)))
     page.on("response", lambda r: wrong.append(f"{r.status} {r.url}") if r.status >= 400 else None)
     yield page, wrong

@@ -25,16 +25,21 @@ from notebooks import name_of as page_of  # noqa: F401
 
 NOTEBOOKS = all_notebooks()
 
-# The network at 227 pixels with 4 to 16 maps a layer; 48 drawings and 10 for validation: 6 steps of 8 an epoch.
+# The network at 227 pixels with 4 to 16 maps a layer; 48 drawings and 10 for validation: 6 steps of 8 an
+# epoch.
 TINY = {
-    "model.width": 1 / 24, "training.num_epochs": 2, "training.batch_size": 8, "training.warmup_steps": 3, "training.seed": 7,
-    "data.dataset": "drawings", "data.train_images": 48, "data.val_images": 10, "data.test_images": 20, "data.num_workers": 0,
+    "model.width": 1 / 24, "training.num_epochs": 2, "training.batch_size": 8, "training.warmup_steps": 3,
+        "training.seed": 7,
+    "data.dataset": "drawings", "data.train_images": 48, "data.val_images": 10, "data.test_images": 20,
+        "data.num_workers": 0,
     "data.download": False, "device.use_cuda": False, "device.reuse_memory": False,
 }
 STEPS = 6  # an epoch
 
-# Dropout and flips are on; the rate falls after epoch 2, and the velocity is carried over as the paper's rule does.
-LONG = dict(training__num_epochs=4, training__lr_step_size=2, training__lr_gamma=0.5, training__paper_velocity=True)
+# Dropout and flips are on; the rate falls after epoch 2, and the velocity is carried over as the paper's rule
+# does.
+LONG = dict(training__num_epochs=4, training__lr_step_size=2, training__lr_gamma=0.5,
+            training__paper_velocity=True)
 EACH_STEP = dict(training__checkpoint_minutes=1e-9)  # a checkpoint after every step
 CLOCK = ("progress.seconds", "config.paths", "config.data.num_workers", "config.training.checkpoint_minutes")
 
@@ -45,8 +50,10 @@ def settings(values: dict) -> list[str]:
 
 
 def tiny(out: Path, **changes) -> list[str]:
-    "The arguments of a tiny run that writes below `out`; changes are written section__key=value, and None leaves a setting out."
-    paths = {"paths.output_dir": str(out), "paths.checkpoint_dir": str(out / "models"), "paths.log_dir": str(out / "tblogs")}
+    """The arguments of a tiny run that writes below `out`; changes are written section__key=value, and None
+    leaves a setting out."""
+    paths = {"paths.output_dir": str(out), "paths.checkpoint_dir": str(out / "models"),
+             "paths.log_dir": str(out / "tblogs")}
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     return settings({key: value for key, value in (TINY | paths | changes).items() if value is not None})
 
@@ -78,12 +85,14 @@ def hook_steps(monkeypatch, before=lambda step: None, after=lambda step, model: 
 def one_step(run, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "One update of a run, as its loop makes it; the caller counts."
     train.set_rate(run.optimizer, run.scheduler.get_last_lr(), run.progress.step, run.options.warmup_steps)
-    return train.train_step(run.net, x, y, run.optimizer, loss=engine_run.shared_loss(run), precision=run.dtype, scaler=run.scaler)
+    return train.train_step(run.net, x, y, run.optimizer, loss=engine_run.shared_loss(run),
+                            precision=run.dtype, scaler=run.scaler)
 
 
 def command(module: str, *argv, cwd=None, **options) -> subprocess.CompletedProcess:
     "`python -m alexnet_nb.MODULE ...` as its own process."
-    return subprocess.run([sys.executable, "-m", f"alexnet_nb.{module}", *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run([sys.executable, "-m", f"alexnet_nb.{module}", *map(str, argv)], cwd=cwd,
+                          capture_output=True, text=True, timeout=300, **options)
 
 
 def refused(work, *args, words=()) -> str:
@@ -95,9 +104,11 @@ def refused(work, *args, words=()) -> str:
 
 
 def snapshot(folder: Path) -> dict:
-    "Every file below a folder: its bytes, as a digest, and the time it was last written; without the empty files that locks leave."
+    """Every file below a folder: its bytes, as a digest, and the time it was last written; without the empty
+    files that locks leave."""
     return {str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
-            for p in sorted(folder.rglob("*")) if p.is_file() and (p.name != ".running.lock" or p.stat().st_size)}
+            for p in sorted(folder.rglob("*")) if p.is_file()
+            and (p.name != ".running.lock" or p.stat().st_size)}
 
 
 def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:
@@ -109,9 +120,11 @@ def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:
 
 
 def noise(n: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
-    "n pictures whose pixels are drawn evenly from 0 to 255, and as many that are 0 or 255 only: (2 n, height, width, 3)."
+    """n pictures whose pixels are drawn evenly from 0 to 255, and as many that are 0 or 255 only: (2 n,
+    height, width, 3)."""
     rng = np.random.default_rng([seed, height, width])
-    return np.concatenate([rng.integers(0, 256, (n, height, width, 3)), 255 * rng.integers(0, 2, (n, height, width, 3))]).astype(np.uint8)
+    return np.concatenate([rng.integers(0, 256, (n, height, width, 3)),
+                           255 * rng.integers(0, 2, (n, height, width, 3))]).astype(np.uint8)
 
 
 def channels_first(items: np.ndarray, device: str = "cpu") -> torch.Tensor:
@@ -121,7 +134,8 @@ def channels_first(items: np.ndarray, device: str = "cpu") -> torch.Tensor:
 
 def by_pillow(items: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     "The batch of pictures that Pillow has resized."
-    return channels_first(np.stack([Image.fromarray(p).resize(size[::-1], Image.Resampling.BILINEAR) for p in items]))
+    return channels_first(np.stack([Image.fromarray(p).resize(size[::-1], Image.Resampling.BILINEAR)
+                                    for p in items]))
 
 
 def class_folders(root: Path, classes=CLASSES, train: int = 4, test: int = 2) -> Path:
@@ -147,7 +161,8 @@ def differences(a, b, where: str = "", but=()) -> list[str]:
         return [d for k in a for d in differences(a[k], b[k], f"{where}.{k}" if where else str(k), but)]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{where}[{i}]", but)]
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor): return [] if torch.equal(a, b) else [where]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if torch.equal(a, b) else [where]
     return [] if type(a) is type(b) and a == b else [f"{where}: {a!r} is not {b!r}"]
 
 
@@ -163,8 +178,10 @@ def scalars(folder) -> dict[str, list]:
     "TensorBoard's curves of a run, as TensorBoard itself reads them: part/tag to (step, value) pairs."
     curves = {}
     for part in ("train", "val"):
-        events = EventAccumulator(str(folder / "tblogs" / "run-001" / part), size_guidance={"scalars": 0}).Reload()
-        curves |= {f"{part}/{tag}": [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        events = EventAccumulator(str(folder / "tblogs" / "run-001" / part),
+                                  size_guidance={"scalars": 0}).Reload()
+        curves |= {f"{part}/{tag}": [(e.step, e.value) for e in events.Scalars(tag)]
+                   for tag in events.Tags()["scalars"]}
     return curves
 
 
@@ -180,6 +197,7 @@ def check_equal(out, straight, but=()):
     for tag, points in ours.items():
         steps = [step for step, _ in points]
         assert steps == sorted(steps), f"{tag} steps backward"
-        if "images_per_second" not in tag and "test_" not in tag: assert sorted(set(points)) == theirs[tag], tag
+        if "images_per_second" not in tag and "test_" not in tag:
+            assert sorted(set(points)) == theirs[tag], tag
     assert not list((out / "models").glob(".*.part"))
     assert len(list((out / "tblogs").iterdir())) == 1

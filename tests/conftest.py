@@ -18,15 +18,18 @@ FLAGS = {"slow": "takes minutes on a CPU", "cifar10": "needs the real data"}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--flags", nargs="*", default=[], metavar="FLAG", help=f"also run the tests marked with one of {', '.join(FLAGS)}")
+    parser.addoption("--flags", nargs="*", default=[], metavar="FLAG",
+                     help=f"also run the tests marked with one of {', '.join(FLAGS)}")
 
 
 def pytest_collection_modifyitems(config, items):
     wanted = {flag for text in config.getoption("--flags") for flag in text.split()}
-    if unknown := wanted - {*FLAGS, "cuda", "notest"}: raise pytest.UsageError(f"--flags {' '.join(sorted(unknown))}: known flags are {', '.join(FLAGS)}")
+    if unknown := wanted - {*FLAGS, "cuda", "notest"}:
+        raise pytest.UsageError(f"--flags {' '.join(sorted(unknown))}: known flags are {', '.join(FLAGS)}")
     for item in items:
         for flag, why in FLAGS.items():
-            if item.get_closest_marker(flag) and flag not in wanted: item.add_marker(pytest.mark.skip(reason=f"{why}; run with --flags {flag}"))
+            if item.get_closest_marker(flag) and flag not in wanted:
+                item.add_marker(pytest.mark.skip(reason=f"{why}; run with --flags {flag}"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +70,10 @@ def pictures(tmp_path_factory) -> Path:
 def cifar10_dir() -> Path:
     "Where the real data is; skips the test if it is nowhere."
     for place in (os.environ.get("CIFAR10_DIR"), ROOT / "alexnet_data_in", ROOT / "nbs" / "alexnet_data_in"):
-        if place and any((Path(place) / name).is_dir() for name in ("train", "cifar-10-batches-py")): return Path(place).resolve()
-    pytest.skip("no CIFAR-10 found; set CIFAR10_DIR to a folder with train/<class>/ and test/<class>/, or with the batches")
+        if place and any((Path(place) / name).is_dir() for name in ("train", "cifar-10-batches-py")):
+            return Path(place).resolve()
+    pytest.skip("no CIFAR-10 found; set CIFAR10_DIR to a folder with train/<class>/ and test/<class>/, or "
+                "with the batches")
 
 
 @pytest.fixture

@@ -29,8 +29,10 @@ def reference(n, k=2., alpha=1e-4, beta=0.75, alpha_is="mean", groups=1):
         x = x.double()
         part = x.shape[1] // groups
         i, j = torch.arange(x.shape[1])[:, None], torch.arange(x.shape[1])[None]
-        band = ((j >= i - n // 2) & (j <= i + (n - 1) // 2) & (i // max(1, part) == j // max(1, part))).double()
-        return x / (k + (alpha / n if alpha_is == "mean" else alpha) * torch.einsum("ij,bj...->bi...", band, x * x)) ** beta
+        band = ((j >= i - n // 2) & (j <= i + (n - 1) // 2) & (i // max(1, part) == j // max(1,
+                                                                                             part))).double()
+        return x / (k + (alpha / n if alpha_is == "mean" else alpha) * torch.einsum("ij,bj...->bi...", band,
+                                                                                    x * x)) ** beta
     return f
 
 
@@ -56,6 +58,7 @@ def units(a, b) -> int:
 
 def run(code: str, **env) -> str:
     "Run Python code in a process of its own."
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -17,11 +17,11 @@ from unittest import mock
 
 import nbformat
 import pytest
-from common import ROOT, TINY, class_folders, save_drawings, settings
 
 from alexnet_nb.base.errors import InputError
 from alexnet_nb.data import drawings
 from alexnet_nb.engine.config import _CONFIG_DIR, load_config
+from common import ROOT, TINY, class_folders, save_drawings, settings
 
 PAGE = ROOT / "nbs" / "commands.ipynb"
 FREE = ("source", "ssh")  # of the shell and of the system: not looked into

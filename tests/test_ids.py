@@ -7,9 +7,11 @@ from common import TESTS
 
 @pytest.fixture(scope="module")
 def found(request) -> dict[str, str]:
-    "Every id of 0.1 and what became of it; if only a part of the tests is being run, all are collected once more."
+    """Every id of 0.1 and what became of it; if only a part of the tests is being run, all are collected once
+    more."""
     ids = [item.nodeid for item in request.session.items]
-    files, every = {id.split("::")[0] for id in ids}, {path.relative_to(TESTS.parent).as_posix() for path in TESTS.rglob("test_*.py")}
+    files, every = {id.split("::")[0] for id in ids}, {path.relative_to(TESTS.parent).as_posix()
+                                                       for path in TESTS.rglob("test_*.py")}
     chosen = request.config.option.keyword or request.config.option.markexpr or files != every
     return ids_map.whole_map(ids_map.collected() if chosen else ids)
 
@@ -33,8 +35,10 @@ def test_no_two_are_one(found):
 
 def test_the_tables_are_needed():
     "What they list was there in 0.1."
-    old = {line.split("[")[0].removeprefix("tests/").replace(".py::", "::") for line in ids_map.OLD.read_text(encoding="utf-8").split()}
-    assert {*ids_map.RENAMED, *ids_map.GONE} <= old and {*ids_map.FILES} <= {name.split("::")[0] for name in old}
+    old = {line.split("[")[0].removeprefix("tests/").replace(".py::", "::")
+           for line in ids_map.OLD.read_text(encoding="utf-8").split()}
+    assert ({*ids_map.RENAMED, *ids_map.GONE} <= old
+            and {*ids_map.FILES} <= {name.split("::")[0] for name in old})
 
 
 def test_a_lost_test_is_seen():

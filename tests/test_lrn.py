@@ -4,13 +4,12 @@ import sys
 
 import pytest
 import torch
-from lrn_judge import SCALES, apart, both, farthest, layouts, numbers, reference, run, units
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from alexnet_nb import lrn
 from alexnet_nb.lrn import LocalResponseNorm, local_response_norm, lrn_way
-
+from lrn_judge import SCALES, apart, both, farthest, layouts, numbers, reference, run, units
 
 # float64 and float32
 
@@ -18,7 +17,8 @@ from alexnet_nb.lrn import LocalResponseNorm, local_response_norm, lrn_way
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 30])
 def test_gradcheck(n, layout):
     z = numbers(2, 7, 2, 3, scale=3, dtype=torch.float64, layout=layout).requires_grad_()
-    for beta in (0.75, 0.5): assert torch.autograd.gradcheck(lambda t: local_response_norm(t, n=n, alpha=0.1, beta=beta), z)
+    for beta in (0.75, 0.5):
+        assert torch.autograd.gradcheck(lambda t: local_response_norm(t, n=n, alpha=0.1, beta=beta), z)
 
 
 def test_gradcheck_whole_tensor(monkeypatch):
@@ -35,14 +35,17 @@ def test_gradcheck_whole_tensor(monkeypatch):
 def test_float32_is_torchs(n, shape, scale, layout):
     "Each output within 1e-6 of itself, the gradient within 1e-6 of its norm."
     x, g = (numbers(*shape, scale=s, seed=seed, layout=layout) for seed, s in enumerate((scale, 1)))
-    (y, dx), (y_torch, dx_torch) = (both(f, x, g) for f in (LocalResponseNorm(n), nn.LocalResponseNorm(n, 1e-4, 0.75, 2.)))
+    (y, dx), (y_torch, dx_torch) = (both(f, x, g)
+                                    for f in (LocalResponseNorm(n), nn.LocalResponseNorm(n, 1e-4, 0.75, 2.)))
     assert farthest(y, y_torch) < 1e-6 and apart(dx, dx_torch) < 1e-6
     y_true, dx_true = both(nn.LocalResponseNorm(n, 1e-4, 0.75, 2.), x.double(), g.double())
     assert farthest(y, y_true) < 1e-6 and apart(dx, dx_true) < 1e-6
 
 
 @pytest.mark.parametrize("scale", [30, 100])
-@pytest.mark.parametrize("wrong", [dict(n=3), dict(n=4), dict(n=6), dict(n=9), dict(alpha_is="sum"), dict(alpha=1.01e-4), dict(k=2.001), dict(beta=0.751), dict(groups=2)], ids=str)
+@pytest.mark.parametrize("wrong", [dict(n=3), dict(n=4), dict(n=6), dict(n=9), dict(alpha_is="sum"),
+                                   dict(alpha=1.01e-4), dict(k=2.001), dict(beta=0.751), dict(groups=2)],
+                         ids=str)
 def test_a_wrong_layer_does_not_pass(wrong, scale):
     x = numbers(3, 96, 9, 9, scale=scale)
     y, dx = both(LocalResponseNorm(**wrong), x, torch.ones_like(x))
@@ -68,12 +71,14 @@ def test_16_bits_round_once(n, dtype, scale, layout):
 
     Gradient, a difference of two terms: from the exact one no further than half a unit of its own rounding,
     plus 2e-6 of the two terms (float32 on the way), plus half of float16's smallest number."""
-    x, g = (numbers(2, 40, 9, 9, scale=s, seed=seed, dtype=dtype, layout=layout) for seed, s in enumerate((scale, 1)))
+    x, g = (numbers(2, 40, 9, 9, scale=s, seed=seed, dtype=dtype, layout=layout)
+            for seed, s in enumerate((scale, 1)))
     y, dx = both(LocalResponseNorm(n), x, g)
     assert y.dtype == dx.dtype == dtype
     exact, slope = both(reference(n), x.double(), g.double())
     assert units(y, exact.to(dtype)) <= 2
-    first = g.double() * (exact / x.double()).nan_to_num(2**-0.75)  # g s^-beta; where x is 0 nothing is taken from it
+    # g s^-beta; where x is 0 nothing is taken from it
+    first = g.double() * (exact / x.double()).nan_to_num(2**-0.75)
     terms = first.abs() + (first - slope).abs()
     bound = slope.abs() * torch.finfo(dtype).eps / 2 + 2e-6 * terms + torch.finfo(torch.float16).smallest_normal * 2**-11
     assert ((dx.double() - slope).abs() <= bound).all()
@@ -109,18 +114,24 @@ def test_random_cases(seed):
     "Random shape, constants, layout and type, and random ways for the gradient to lie, against float64."
     rng = random.Random(seed)
     groups = rng.choice([1, 1, 2, 3])
-    shape = (rng.choice([0, 1, 2, 3, 5]) if groups == 1 else 2, groups * rng.randint(1, 14), *(rng.randint(1, 6) for _ in range(rng.randint(1, 3))))
-    constants = dict(n=rng.choice([1, 2, 3, 4, 5, 6, 7, 9, 16, 100]), k=rng.choice([1., 2., 0.3]), alpha=rng.choice([1e-4, 1e-2, 1., 0.]),
-                     beta=rng.choice([0.75, 0.75, 0.5, 1., 0.3]), alpha_is=rng.choice(["mean", "sum"]), groups=groups)
+    shape = (rng.choice([0, 1, 2, 3, 5]) if groups == 1 else 2, groups * rng.randint(1, 14),
+             *(rng.randint(1, 6) for _ in range(rng.randint(1, 3))))
+    constants = dict(n=rng.choice([1, 2, 3, 4, 5, 6, 7, 9, 16, 100]), k=rng.choice([1., 2., 0.3]),
+                     alpha=rng.choice([1e-4, 1e-2, 1., 0.]),
+                     beta=rng.choice([0.75, 0.75, 0.5, 1., 0.3]), alpha_is=rng.choice(["mean", "sum"]),
+                     groups=groups)
     dtype = rng.choice([torch.float64, torch.float32])
-    x, g = (arrangement(rng, numbers(*shape, scale=s, seed=seed, dtype=dtype)) for s in (rng.choice([1, 30, 100]), 1))
+    x, g = (arrangement(rng, numbers(*shape, scale=s, seed=seed, dtype=dtype))
+            for s in (rng.choice([1, 30, 100]), 1))
     y, dx = both(LocalResponseNorm(**constants), x, g)
     assert y.shape == dx.shape == x.shape and y.dtype == dx.dtype == dtype
     if not x.numel(): return
     y_true, dx_true = both(reference(**constants), x.double(), g.double())
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
-    assert farthest(y, y_true) < 10 * tolerance if constants["beta"] == 0.3 else farthest(y, y_true) < tolerance
-    assert (dx.double() - dx_true).norm() <= 3 * tolerance * (g.double() * (y_true / x.double()).nan_to_num(1)).norm()  # of the first term's length
+    assert (farthest(y, y_true) < 10 * tolerance if constants["beta"] == 0.3
+            else farthest(y, y_true) < tolerance)
+    # of the first term's length
+    assert (dx.double() - dx_true).norm() <= 3 * tolerance * (g.double() * (y_true / x.double()).nan_to_num(1)).norm()
 
 
 def test_without_gradient_and_without_numbers():
@@ -173,7 +184,9 @@ def test_a_kernel_that_fails_is_named_once(monkeypatch, capsys):
     lrn._triton_works.cache_clear()
     assert not lrn._triton_works() and not lrn._triton_works()
     lrn._triton_works.cache_clear()
-    assert capsys.readouterr().out.splitlines() == ["LRN runs as separate operations on this GPU, since Triton does not work here (RuntimeError: Failed to find C compiler.)"]
+    assert capsys.readouterr().out.splitlines() == ["LRN runs as separate operations on this GPU, since "
+                                                    "Triton does not work here (RuntimeError: Failed to "
+                                                    "find C compiler.)"]
 
 
 def test_without_triton_the_reason_is_named(monkeypatch, capsys):
@@ -189,7 +202,8 @@ def test_without_triton_the_reason_is_named(monkeypatch, capsys):
 
 def test_the_import_is_light():
     run("import sys, alexnet_nb.lrn, torch; alexnet_nb.lrn.local_response_norm(torch.ones(1, 5, 2, 2))\n"
-        "assert not {'triton', 'matplotlib', 'torchvision', 'torch._inductor'} & set(sys.modules), sorted(sys.modules)")
+        "assert not {'triton', 'matplotlib', 'torchvision', 'torch._inductor'} & set(sys.modules), "
+        "sorted(sys.modules)")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -197,7 +211,8 @@ def test_the_import_is_light():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_on_a_gpu(dtype, layout):
     "Whatever way the GPU takes, and both ways where the kernel runs."
-    x, g = (numbers(4, 96, 13, 13, scale=s, seed=seed, dtype=dtype, layout=layout).cuda() for seed, s in enumerate((30, 1)))
+    x, g = (numbers(4, 96, 13, 13, scale=s, seed=seed, dtype=dtype, layout=layout).cuda()
+            for seed, s in enumerate((30, 1)))
     y, dx = both(LocalResponseNorm(), x, g)
     exact, slope = both(reference(5), x.cpu().double(), g.cpu().double())
     tolerance = {torch.float64: 1e-13, torch.float32: 1e-6}.get(dtype, torch.finfo(dtype).eps)
@@ -220,5 +235,7 @@ def test_inside_autocast_on_a_gpu(dtype):
 def test_under_torch_compile():
     "Traced as a graph, the layer is the whole-tensor formulas."
     x, g = numbers(2, 9, 4, 4, scale=30), numbers(2, 9, 4, 4, seed=1)
-    (y, dx), (y_eager, dx_eager) = (both(f, x, g) for f in (torch.compile(LocalResponseNorm(), backend="aot_eager"), LocalResponseNorm()))
+    (y, dx), (y_eager, dx_eager) = (both(f, x, g)
+                                    for f in (torch.compile(LocalResponseNorm(), backend="aot_eager"),
+                                              LocalResponseNorm()))
     assert farthest(y, y_eager) < 1e-6 and apart(dx, dx_eager) < 1e-6

@@ -1,4 +1,5 @@
-"The library: floors that know only what lies below them, names of version 0.1 that still answer, one step that everything takes."
+"""The library: floors that know only what lies below them, names of version 0.1 that still answer, one step
+that everything takes."""
 import ast
 import configparser
 import importlib
@@ -18,20 +19,28 @@ from common import NOTEBOOKS, ROOT, page_of, tiny
 from notebooks import module_of
 
 LIBRARY = ROOT / "alexnet_nb"
-SHIMS = ("checkpoint", "config", "cuda_convnet", "distributed", "experiment", "speed", "two_gpus")  # addresses of version 0.1
-BY_HAND = {"__init__", "_modidx", "_moved", "base.__init__", "claims.__init__", "engine.__init__", *SHIMS}  # have no notebook
-FILES = {".".join(path.relative_to(LIBRARY).with_suffix("").parts): path for path in sorted(LIBRARY.rglob("*.py"))}
+# addresses of version 0.1
+SHIMS = ("checkpoint", "config", "cuda_convnet", "distributed", "experiment", "speed", "two_gpus")
+# have no notebook
+BY_HAND = {"__init__", "_modidx", "_moved", "base.__init__", "claims.__init__", "engine.__init__", *SHIMS}
+FILES = {".".join(path.relative_to(LIBRARY).with_suffix("").parts): path
+         for path in sorted(LIBRARY.rglob("*.py"))}
 MODULES = [name for name in FILES if name not in BY_HAND]
-LESSON = [name for name in ("data", "lrn", "model", "train", "inference", "inspection", "transfer") if name in FILES]  # in this order
-MEASURING = ("engine.bench", "engine.bench_tasks", "engine.speed", "engine.turns")  # stand above the rest of the engine, beside the claims
-DOORS = {(module, where) for module in ("train", "inference") for where in ("__getattr__", "__main__")}  # may lead up, lazily
+# in this order
+LESSON = [name for name in ("data", "lrn", "model", "train", "inference", "inspection", "transfer")
+          if name in FILES]
+# stand above the rest of the engine, beside the claims
+MEASURING = ("engine.bench", "engine.bench_tasks", "engine.speed", "engine.turns")
+# may lead up, lazily
+DOORS = {("train", "__getattr__"), ("inference", "__getattr__"), ("inference", "__main__")}
 
 each_file = pytest.mark.parametrize("name", FILES)
 each_module = pytest.mark.parametrize("name", MODULES)
 
 
 def floor(name: str) -> tuple[int, int]:
-    "Floor, and place on it where places count: a module may know what lies lower, and what lies beside it unless it is the lesson's."
+    """Floor, and place on it where places count: a module may know what lies lower, and what lies beside it
+    unless it is the lesson's."""
     if name.startswith("base."): return 1, 0
     if name in LESSON: return 2, LESSON.index(name)
     if name.startswith("engine."): return (4, 0) if name in MEASURING else (3, 0)
@@ -44,7 +53,8 @@ class Import:
     "One module that code imports."
     module: str            # alexnet_nb.base.errors
     names: tuple[str, ...] # of it, () for the module itself
-    where: str             # the function, class or `if` at the top of the file around it; "" where there is none
+    # the function, class or `if` at the top of the file around it; "" where there is none
+    where: str
 
 
 def enclosing(node: ast.stmt) -> str:
@@ -54,31 +64,37 @@ def enclosing(node: ast.stmt) -> str:
 
 
 def imports(source: str, name: str, package: bool = False) -> list[Import]:
-    "Everything that the code of module `name` imports, at any depth, relative and absolute, by statement or by `import_module`."
+    """Everything that the code of module `name` imports, at any depth, relative and absolute, by statement or
+    by `import_module`."""
     own, found = ["alexnet_nb", *name.split(".")], []
     for top in ast.parse(source).body:
         for node in ast.walk(top):
-            if isinstance(node, ast.Import): found += [Import(alias.name, (), enclosing(top)) for alias in node.names]
+            if isinstance(node, ast.Import):
+                found += [Import(alias.name, (), enclosing(top)) for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 base = own[:len(own) - node.level + package] if node.level else []
                 module = ".".join([*base, *([node.module] if node.module else [])])
                 for alias in node.names:
                     inner = f"{module}.{alias.name}"  # a module, or a name in one
-                    if inner.removeprefix("alexnet_nb.") in FILES: found.append(Import(inner, (), enclosing(top)))
+                    if inner.removeprefix("alexnet_nb.") in FILES:
+                        found.append(Import(inner, (), enclosing(top)))
                     else: found.append(Import(module, (alias.name,), enclosing(top)))
             elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__"):
-                if node.args and isinstance(node.args[0], ast.Constant): found.append(Import(node.args[0].value, (), enclosing(top)))
+                if node.args and isinstance(node.args[0], ast.Constant):
+                    found.append(Import(node.args[0].value, (), enclosing(top)))
     return found
 
 
 def imports_of(name: str) -> list[Import]:
     "Those of a file of the library."
-    return imports(FILES[name].read_text(encoding="utf-8"), name.removesuffix(".__init__"), name.endswith("__init__"))
+    return imports(FILES[name].read_text(encoding="utf-8"), name.removesuffix(".__init__"),
+                   name.endswith("__init__"))
 
 
 def own_imports(name: str) -> list[tuple[str, str]]:
     "Which modules of the library it imports, and around what."
-    return [(i.module.removeprefix("alexnet_nb."), i.where) for i in imports_of(name) if i.module.startswith("alexnet_nb.")]
+    return [(i.module.removeprefix("alexnet_nb."), i.where) for i in imports_of(name)
+            if i.module.startswith("alexnet_nb.")]
 
 
 def test_every_kind_of_import_is_seen():
@@ -94,9 +110,11 @@ def __getattr__(name):
 if __name__ == "__main__": from .run import main
 """
     found = {(i.module, i.names, i.where) for i in imports(source, "engine.setup")}
-    assert found == {("alexnet_nb.engine.run", (), ""), ("alexnet_nb.train", (), ""), ("alexnet_nb", ("other",), ""),
+    assert found == {("alexnet_nb.engine.run", (), ""), ("alexnet_nb.train", (), ""),
+                     ("alexnet_nb", ("other",), ""),
                      ("alexnet_nb.base.errors", ("InputError",), ""), ("alexnet_nb.engine.files", (), ""),
-                     ("alexnet_nb.claims.plans", ("EXPERIMENTS",), "__getattr__"), ("alexnet_nb.model", (), "__getattr__"),
+                     ("alexnet_nb.claims.plans", ("EXPERIMENTS",), "__getattr__"),
+                     ("alexnet_nb.model", (), "__getattr__"),
                      ("alexnet_nb.engine.run", ("main",), "__main__")}
 
 
@@ -104,7 +122,8 @@ if __name__ == "__main__": from .run import main
 
 @each_module
 def test_imports_run_downward(name):
-    "Base, lesson, engine, claims and benchmark; in the lesson from a later module to an earlier one. Only the lazy doors lead up."
+    """Base, lesson, engine, claims and benchmark; in the lesson from a later module to an earlier one. Only
+    the lazy doors lead up."""
     for other, where in own_imports(name):
         if (name, where) in DOORS: continue
         assert other not in BY_HAND, f"{name} imports {other}, an address of version 0.1"
@@ -114,11 +133,14 @@ def test_imports_run_downward(name):
 
 def test_every_door_leads_up():
     "An exception that nobody needs is none."
-    for name, where in DOORS: assert any(there == where and floor(other)[0] > 2 for other, there in own_imports(name)), (name, where)
+    for name, where in DOORS:
+        assert any(there == where and floor(other)[0] > 2 for other, there in own_imports(name)), (name,
+                                                                                                   where)
 
 
 def test_no_two_modules_need_each_other():
-    below = {name: {other for other, where in own_imports(name) if (name, where) not in DOORS} for name in MODULES}
+    below = {name: {other for other, where in own_imports(name) if (name, where) not in DOORS}
+             for name in MODULES}
     while below:
         free = [name for name, others in below.items() if not others & below.keys()]
         assert free, f"a circle among {sorted(below)}"
@@ -157,7 +179,8 @@ def test_a_lesson_module_loads_nothing_from_above(name):
 
 
 def test_what_is_loaded_is_seen():
-    assert {"pydantic", "yaml", "alexnet_nb.engine.config"} <= {*loaded_by("alexnet_nb.engine.config", ("alexnet_nb.engine",))}
+    assert {"pydantic", "yaml", "alexnet_nb.engine.config"} <= {*loaded_by("alexnet_nb.engine.config",
+                                                                           ("alexnet_nb.engine",))}
 
 
 # ---------------------------------------------------------------- modules and their notebooks
@@ -165,8 +188,10 @@ def test_what_is_loaded_is_seen():
 def default_exp(path: Path) -> list[str]:
     "The modules that a notebook exports to."
     import json
-    cells = ("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
-    return [line.split()[2] for cell in cells for line in cell.splitlines()[:1] if line.startswith("#| default_exp ")]
+    cells = ("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+             if cell["cell_type"] == "code")
+    return [line.split()[2] for cell in cells for line in cell.splitlines()[:1]
+            if line.startswith("#| default_exp ")]
 
 
 def test_every_module_has_one_notebook():
@@ -175,7 +200,8 @@ def test_every_module_has_one_notebook():
     assert sorted(module for module, _ in homes) == sorted(MODULES), homes
     assert {module_of(path).removeprefix("alexnet_nb.") for path in FILES.values()} == {*FILES}
     assert BY_HAND <= FILES.keys()
-    for module, page in homes: assert page.rpartition("/")[0].replace("/", ".") == module.rpartition(".")[0], f"{page} exports {module}"
+    for module, page in homes:
+        assert page.rpartition("/")[0].replace("/", ".") == module.rpartition(".")[0], f"{page} exports {module}"
 
 
 def test_every_module_is_on_a_floor():
@@ -185,7 +211,8 @@ def test_every_module_is_on_a_floor():
 
 @each_file
 def test_no_module_imports_the_tools_of_development(name):
-    assert not {i.module.split(".")[0] for i in imports_of(name)} & {"nbdev", "fastcore", "execnb", "ghapi", "IPython", "pytest", "hypothesis"}
+    assert not {i.module.split(".")[0] for i in imports_of(name)} & {"nbdev", "fastcore", "execnb", "ghapi",
+                                                                     "IPython", "pytest", "hypothesis"}
 
 
 @each_file
@@ -196,7 +223,8 @@ def test_modules_import_only_what_is_required(name):
     required = {line.split(">=")[0].strip().lower() for line in settings["DEFAULT"]["requirements"].split()}
     called = {"pyyaml": "yaml", "pillow": "PIL"}
     allowed = {called.get(package, package) for package in required} | set(sys.stdlib_module_names) | {"alexnet_nb"}
-    if name == "base.lrn_triton": allowed.add("triton")  # comes with torch where there is CUDA, and is imported only there
+    # comes with torch where there is CUDA, and is imported only there
+    if name == "base.lrn_triton": allowed.add("triton")
     assert not {i.module.split(".")[0] for i in imports_of(name)} - allowed
 
 
@@ -214,7 +242,8 @@ def test_public_names_exist_and_say_what_they_are(name):
         pytest.skip("no Triton here")
     for public in module.__all__:
         thing = getattr(module, public)
-        if callable(thing) and getattr(thing, "__module__", None) == module.__name__: assert thing.__doc__, f"{name}.{public} has no docstring"
+        if callable(thing) and getattr(thing, "__module__", None) == module.__name__:
+            assert thing.__doc__, f"{name}.{public} has no docstring"
 
 
 # ---------------------------------------------------------------- what others import
@@ -225,43 +254,63 @@ def test_the_public_face_that_others_import():
     parameters = inspect.signature(AlexNet).parameters
     assert parameters["num_classes"].default == 10 and parameters["width"].default == 1.0
     defaults = {name: p.default for name, p in inspect.signature(LocalResponseNorm).parameters.items()}
-    assert {k: defaults[k] for k in ("n", "k", "alpha", "beta", "alpha_is")} == dict(n=5, k=2.0, alpha=1e-4, beta=0.75, alpha_is="mean")
+    assert {k: defaults[k] for k in ("n", "k", "alpha", "beta", "alpha_is")} == dict(n=5, k=2.0, alpha=1e-4,
+        beta=0.75, alpha_is="mean")
 
 
 def test_the_package_hands_on_what_a_program_needs():
     "Lazily: importing it loads nothing but itself; every name that it promises is there."
     code = "import sys, alexnet_nb; print([m for m in sys.modules if m.startswith('alexnet_nb.') or m == 'torch'])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100).stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          timeout=100).stdout.strip() == "[]"
     for name in alexnet_nb.__all__: assert getattr(alexnet_nb, name) is not None, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"): alexnet_nb.nothing
 
 
 # Every public name that version 0.1 had at an address that has moved.
 NAMES_OF_0_1 = {
-    "config": "Fraction Positive PathText MOST_YAML CONFIG_DIR PRECISIONS InputError RunError brief one_line Section ModelConfig TrainingConfig DataConfig "
-              "PathsConfig DeviceConfig Config parse_yaml config_path read_config_file make_config merge parse_overrides given_values load_config to_yaml "
-              "pick_device describe_device pick_precision reuse_memory set_seed out_of_memory run_command read_results",
-    "checkpoint": "HELD replacing Away save_checkpoint copy_checkpoint save_json remove_leftovers read_held take_folders file_system CheckpointFolder "
-                  "read_checkpoint random_state set_random_state architecture build_model stored_recipe stored_classes group_state rates_by_group "
+    "config": "Fraction Positive PathText MOST_YAML CONFIG_DIR PRECISIONS InputError RunError brief "
+              "one_line Section ModelConfig TrainingConfig DataConfig "
+              "PathsConfig DeviceConfig Config parse_yaml config_path read_config_file make_config merge "
+              "parse_overrides given_values load_config to_yaml "
+              "pick_device describe_device pick_precision reuse_memory set_seed out_of_memory run_command "
+              "read_results",
+    "checkpoint": "HELD replacing Away save_checkpoint copy_checkpoint save_json remove_leftovers read_held "
+                "take_folders file_system CheckpointFolder "
+                  "read_checkpoint random_state set_random_state architecture build_model stored_recipe "
+                "stored_classes group_state rates_by_group "
                   "schedule_state match_layout",
-    "distributed": "share World find_world rank world_size leader backend joined total agree gather by_leader lost_peer replicated own_stream launch orphaned",
-    "experiment": "RELU_VS_TANH LRN_13_TO_11 ABLATIONS EXPERIMENTS ORDER write_json rate_rule Experiment rate_arms settings rates_by_epoch full_length "
-                  "new_trial find_trial reason_to_stop is_done speed choose plan next_trial data_name find_data Pictures load_pictures Lab note "
-                  "convnet_epoch convnet_test convnet_trial alexnet_config alexnet_epochs ten_view_error alexnet_test alexnet_trial describe forget "
-                  "run_trial identity same_identity open_results list_trials run_experiment default_file main",
-    "speed": "TYPES PAUSE SMALL GOALS FLOOR_GOALS H100_GOALS PARTS HEADER synchronise seconds UsualPictures usual_transform usual_loader usual_alexnet "
-             "usual_optimizer usual_step usual_predict Chain chains flops elements Rates floor_seconds allow_tf32 best_seconds conv_rate memory_rate "
-             "kept_bytes peak_bytes resident_bytes Task Job lrn_job usual_job our_run our_job folder_job make_job cpu_name about others_busy warm_up_job "
-             "one_rate obey serve Side interleave summary Sizes folder_of_drawings variants Bench too_late write_result go_on measure_floor floor_of judge "
-             "measure_row format_row markdown_table measure_memory stairs measure_staircase run_bench describe pick_precisions pick_bench_device main",
-    "cuda_convnet": "NETS DATA_BATCH mean_image chances cut Local2d SameMapNorm Layer Stage Net build_net net_table net_optimizer set_rate train_epoch "
+    "distributed": "share World find_world rank world_size leader backend joined total agree gather "
+                "by_leader lost_peer replicated own_stream launch orphaned",
+    "experiment": "RELU_VS_TANH LRN_13_TO_11 ABLATIONS EXPERIMENTS ORDER write_json rate_rule Experiment "
+                "rate_arms settings rates_by_epoch full_length "
+                  "new_trial find_trial reason_to_stop is_done speed choose plan next_trial data_name "
+                "find_data Pictures load_pictures Lab note "
+                  "convnet_epoch convnet_test convnet_trial alexnet_config alexnet_epochs ten_view_error "
+                "alexnet_test alexnet_trial describe forget "
+                  "run_trial identity same_identity open_results list_trials run_experiment default_file "
+                "main",
+    "speed": "TYPES PAUSE SMALL GOALS FLOOR_GOALS H100_GOALS PARTS HEADER synchronise seconds UsualPictures "
+             "usual_transform usual_loader usual_alexnet "
+             "usual_optimizer usual_step usual_predict Chain chains flops elements Rates floor_seconds "
+             "allow_tf32 best_seconds conv_rate memory_rate "
+             "kept_bytes peak_bytes resident_bytes Task Job lrn_job usual_job our_run our_job folder_job "
+             "make_job cpu_name about others_busy warm_up_job "
+             "one_rate obey serve Side interleave summary Sizes folder_of_drawings variants Bench too_late "
+             "write_result go_on measure_floor floor_of judge "
+             "measure_row format_row markdown_table measure_memory stairs measure_staircase run_bench "
+             "describe pick_precisions pick_bench_device main",
+    "cuda_convnet": "NETS DATA_BATCH mean_image chances cut Local2d SameMapNorm Layer Stage Net build_net "
+                "net_table net_optimizer set_rate train_epoch "
                     "ten_views view_probabilities",
-    "two_gpus": "PAPER_NAMES Message Wire Tower mixing_layers TwoTowers split_state join_state LayerTraffic layer_traffic data_parallel_bytes "
+    "two_gpus": "PAPER_NAMES Message Wire Tower mixing_layers TwoTowers split_state join_state LayerTraffic "
+                "layer_traffic data_parallel_bytes "
                 "model_parallel_bytes ring_seconds",
 }
 # And those that its README or a page showed at addresses that are still there.
 SHOWN_BY_0_1 = {
-    "data": "drawings IMAGENET_MEAN IMAGENET_STD Recipe prepare CLASSES stack_pixels usual_recipe Images read_cifar10 open_rgb read_folder image_files",
+    "data": "drawings IMAGENET_MEAN IMAGENET_STD Recipe prepare CLASSES stack_pixels usual_recipe Images "
+            "read_cifar10 open_rgb read_folder image_files",
     "train": "fit main make_optimizer confusion_matrix evaluate",
     "inference": "load_classifier predict Classifier main",
     "model": "AlexNet layer_table init_weights",
@@ -280,19 +329,23 @@ def test_names_of_0_1_answer_at_their_old_address(address):
             warnings.simplefilter("always")
             found = getattr(module, name, None)
         if (found is None) != (f"{address}.{name}" in GONE): lost.append(name)
-        elif found is not None and moved: assert f"alexnet_nb.{address}.{name} is now alexnet_nb." in str(said[-1].message), name
+        elif found is not None and moved:
+            assert f"alexnet_nb.{address}.{name} is now alexnet_nb." in str(said[-1].message), name
     assert not lost, f"{address}: {lost} answer otherwise than is listed"
     if moved: assert {*module.__all__} <= {*NAMES_OF_0_1[address].split()}, "what a star import asks for"
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"): module.no_such_name
 
 
 def test_there_are_modules():
-    assert {*NAMES_OF_0_1} == {*SHIMS} and {f"{a}.{n}" for a, names in NAMES_OF_0_1.items() for n in names.split()} >= {*GONE}
+    assert ({*NAMES_OF_0_1} == {*SHIMS}
+            and {f"{a}.{n}" for a, names in NAMES_OF_0_1.items() for n in names.split()} >= {*GONE})
 
 
-@pytest.mark.parametrize("address, said", [("train", "alexnet_train"), ("inference", "alexnet_predict"), ("speed", "alexnet_bench"), ("experiment", "alexnet_experiment")])
+@pytest.mark.parametrize("address, said", [("train", "alexnet_train"), ("inference", "alexnet_predict"),
+                                           ("speed", "alexnet_bench"), ("experiment", "alexnet_experiment")])
 def test_commands_of_0_1_answer_at_their_old_address(address, said):
-    run = subprocess.run([sys.executable, "-m", f"alexnet_nb.{address}", "--help"], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-m", f"alexnet_nb.{address}", "--help"], capture_output=True,
+                         text=True, timeout=300)
     assert run.returncode == 0 and f"usage: {said}" in run.stdout, run.stderr
 
 
@@ -313,17 +366,20 @@ def a_run(folder: Path) -> None:
 
 def a_loop(folder: Path) -> None:
     from alexnet_nb.train import train
-    train(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))], epochs=1)
+    train(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)),
+          [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))], epochs=1)
 
 
 def an_experiment(folder: Path) -> None:
     from alexnet_nb.claims.experiment import main
-    main(["ablations", "--scale", "tiny", "--seeds", "0", "--results", str(folder / "r.json"), "--output", str(folder)])
+    main(["ablations", "--scale", "tiny", "--seeds", "0", "--results", str(folder / "r.json"), "--output",
+          str(folder)])
 
 
 @pytest.mark.parametrize("work", [a_run, a_loop, an_experiment])
 def test_everything_that_learns_takes_the_lessons_step(work, tmp_path, monkeypatch):
-    "What a reader learns in 04 is what trains: replaced by a step that raises, the loop, the command's run and the experiments fail."
+    """What a reader learns in 04 is what trains: replaced by a step that raises, the loop, the command's run
+    and the experiments fail."""
     monkeypatch.setattr("alexnet_nb.train.train_step", never)
     with pytest.raises(Taken): work(tmp_path)
 
@@ -331,18 +387,24 @@ def test_everything_that_learns_takes_the_lessons_step(work, tmp_path, monkeypat
 def exported_cells(path: Path) -> list[str]:
     "The code that a notebook exports."
     import json
-    cells = ("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
-    return [cell for cell in cells if any(line.split()[1:2] and line.split()[1] in ("export", "exports", "exporti") for line in cell.splitlines() if line.startswith("#|"))]
+    cells = ("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+             if cell["cell_type"] == "code")
+    return [cell for cell in cells if any(line.split()[1:2]
+                                          and line.split()[1] in ("export", "exports", "exporti")
+                                          for line in cell.splitlines() if line.startswith("#|"))]
 
 
 def calls_backward(source: str) -> bool:
     "Whether code asks for gradients by `.backward()`."
-    return any(isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "backward" for node in ast.walk(ast.parse(source)))
+    return any(isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "backward"
+               for node in ast.walk(ast.parse(source)))
 
 
 def test_one_cell_goes_backward():
-    "In lesson and engine; beside it the linear classifier's, which is fitted by L-BFGS. The claims and the benchmark have their own: they train what is not AlexNet as we do."
+    """In lesson and engine; beside it the linear classifier's, which is fitted by L-BFGS. The claims and the
+    benchmark have their own: they train what is not AlexNet as we do."""
     found = [(module, [node.name.lstrip("_") for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef)]) for path in NOTEBOOKS for module in default_exp(path)
              for cell in exported_cells(path) if floor(module)[0] < 4 and calls_backward(cell)]
     assert sorted(found) == [("engine.baseline", ["fit_linear"]), ("train", ["train_step"])]
-    assert calls_backward("scaler.scale(loss).backward()") and not calls_backward("def backward(ctx, g): return g")
+    assert (calls_backward("scaler.scale(loss).backward()")
+            and not calls_backward("def backward(ctx, g): return g"))

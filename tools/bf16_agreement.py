@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.base.device import describe_device, pick_device
-from alexnet_nb.engine.allocator import reuse_memory
 from alexnet_nb.base.cifar10 import read_cifar10
+from alexnet_nb.base.device import describe_device, pick_device
 from alexnet_nb.base.pictures import Images, stack_pixels
-from alexnet_nb.data import prepare_batch
-from alexnet_nb.inference import load_classifier, probabilities
 from alexnet_nb.base.results import versions
+from alexnet_nb.data import prepare_batch
+from alexnet_nb.engine.allocator import reuse_memory
+from alexnet_nb.engine.checkpoint import read_checkpoint
+from alexnet_nb.inference import load_classifier, probabilities
 
 ROOT = Path(__file__).resolve().parent.parent
 

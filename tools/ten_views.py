@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.base.device import describe_device
-from alexnet_nb.engine.allocator import reuse_memory
 from alexnet_nb.base.cifar10 import read_cifar10
-from alexnet_nb.inference import load_classifier, prepare_views, probabilities
+from alexnet_nb.base.device import describe_device
 from alexnet_nb.base.results import versions
+from alexnet_nb.engine.allocator import reuse_memory
+from alexnet_nb.engine.checkpoint import read_checkpoint
+from alexnet_nb.inference import load_classifier, prepare_views, probabilities
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,12 +3,12 @@ import random
 
 import pytest
 import torch
-from lrn_judge import apart, both, farthest, layouts, numbers, reference
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alexnet_nb.base.lrn_rows import _PaddedRows, _power, channels_last, in_chunks, _strided_sum
+from alexnet_nb.base.lrn_rows import _PaddedRows, _power, _strided_sum, channels_last, in_chunks
 from alexnet_nb.lrn import LocalResponseNorm
+from lrn_judge import apart, both, farthest, layouts, numbers
 
 
 @pytest.mark.parametrize("step", [1, 3, 8])
@@ -22,7 +22,8 @@ def test_strided_sum(n, step):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_do_not_mix_and_the_fill_counts(seed):
-    "Each row as if it were alone, with `fill` wherever the window hangs over; also in fewer rows than there are."
+    """Each row as if it were alone, with `fill` wherever the window hangs over; also in fewer rows than there
+    are."""
     rng = random.Random(seed)
     rows, places, step = rng.randint(1, 4), rng.randint(1, 7), rng.randint(1, 3)
     before, after, fill = rng.randint(0, 5), rng.randint(0, 5), float(rng.randint(-3, 3))

@@ -2,6 +2,7 @@
 import importlib.util
 
 import pytest
+
 from lrn_judge import run
 
 absent = importlib.util.find_spec("triton") is None

@@ -18,7 +18,8 @@ def test_stack_pixels(tmp_path):
     memory = Images(PICTURES.items[:6], np.arange(6))
     for images in (files, memory):
         pixels = stack_pixels(images, 6 * 3072)
-        assert pixels.dtype == torch.uint8 and pixels.is_contiguous() and torch.equal(pixels, channels_first(PICTURES.items[:6]))
+        assert (pixels.dtype == torch.uint8 and pixels.is_contiguous()
+                and torch.equal(pixels, channels_first(PICTURES.items[:6])))
         assert stack_pixels(images, 6 * 3072 - 1) is None, "too many bytes"
 
 

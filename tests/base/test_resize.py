@@ -7,10 +7,13 @@ from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.resize import _resize_pixels
 from common import by_pillow, channels_first, noise
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                                reason="needs a CUDA device"))]
 
-SIZES = [((32, 32), (227, 227)), ((32, 32), (256, 256)), ((32, 32), (224, 224)), ((7, 13), (31, 29)), ((1, 1), (5, 3)), ((1, 9), (8, 1)),
-         ((64, 48), (32, 32)), ((97, 101), (50, 23)), ((300, 200), (227, 227)), ((256, 256), (32, 32)), ((33, 32), (33, 40)), ((40, 40), (40, 40)),
+SIZES = [((32, 32), (227, 227)), ((32, 32), (256, 256)), ((32, 32), (224, 224)), ((7, 13), (31, 29)),
+         ((1, 1), (5, 3)), ((1, 9), (8, 1)),
+         ((64, 48), (32, 32)), ((97, 101), (50, 23)), ((300, 200), (227, 227)), ((256, 256), (32, 32)),
+         ((33, 32), (33, 40)), ((40, 40), (40, 40)),
          ((20, 200), (227, 32)), ((227, 227), (228, 226)), ((100, 100), (7, 300))]
 
 
@@ -35,4 +38,5 @@ def test_resize_is_pillows_on_random_sizes():
 def test_resize_is_pillows_on_many(size, device):
     items = np.concatenate([drawings(1000, seed=1).items, noise(250)])
     for some in np.array_split(items, 15):
-        assert torch.equal(_resize_pixels(channels_first(some, device), (size, size)).cpu(), by_pillow(some, (size, size)))
+        assert torch.equal(_resize_pixels(channels_first(some, device), (size, size)).cpu(),
+                           by_pillow(some, (size, size)))

@@ -1,4 +1,5 @@
-"`alexnet_experiment`: tables, rule, order, exact resumption, refusals, divergence, and the directions that its small forms must show."
+"""`alexnet_experiment`: tables, rule, order, exact resumption, refusals, divergence, and the directions that
+its small forms must show."""
 import copy
 import errno
 import json
@@ -23,14 +24,19 @@ from alexnet_nb.engine import signals as engine_signals
 from alexnet_nb.engine.config import make_config
 from common import class_folders, snapshot
 
-# Networks of the authors on 8 x 8 drawings: an epoch takes hundredths of a second. Nothing reaches an error of 1 %.
-RACE = claims_plans.Experiment("convnet", (80, 0), dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),
+# Networks of the authors on 8 x 8 drawings: an epoch takes hundredths of a second. Nothing reaches an error
+# of 1 %.
+RACE = claims_plans.Experiment("convnet", (80, 0),
+                               dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),
                     claims_plans.rate_arms("19pct", 8, (.001, .002), (.001, .002)), (0, 1), "a rule", race=2)
 STAGES = [[[1, 2, 3, 4], 2, .001], [[1, 2, 3, 4, 5], 1, .0001]]
-PAIR = claims_plans.Experiment("convnet", (80, 30), dict(side=8, activation="relu", crops=True, decay=True, batch_size=16, stages=STAGES),
+PAIR = claims_plans.Experiment("convnet", (80, 30),
+                               dict(side=8, activation="relu", crops=True, decay=True, batch_size=16,
+                                    stages=STAGES),
                     {"13pct": dict(net="13pct"), "11pct": dict(net="11pct", seeds=[0])}, (0, 1), "a rule")
 _TINY = claims_plans.EXPERIMENTS["ablations"]["tiny"]
-ALEXNET = replace(_TINY, images=(24, 10), base=_TINY.base | {"device.use_cuda": False}, arms={name: _TINY.arms[name] for name in ("no dropout", "two towers")})
+ALEXNET = replace(_TINY, images=(24, 10), base=_TINY.base | {"device.use_cuda": False},
+                  arms={name: _TINY.arms[name] for name in ("no dropout", "two towers")})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +50,8 @@ def on_cpu():
 @pytest.fixture
 def known(monkeypatch):
     "Small experiments under the names race, pair and alexnet."
-    for name, experiment in dict(race=RACE, pair=PAIR, alexnet=ALEXNET).items(): monkeypatch.setitem(claims_plans.EXPERIMENTS, name, {"tiny": experiment})
+    for name, experiment in dict(race=RACE, pair=PAIR, alexnet=ALEXNET).items():
+        monkeypatch.setitem(claims_plans.EXPERIMENTS, name, {"tiny": experiment})
 
 
 def run(name: str, *argv: str, file: str = "r.json", folder: str = "states") -> int:
@@ -65,7 +72,9 @@ def errors(trial: dict) -> list[float]: return [epoch["error"] for epoch in tria
 
 def trial(*errors: float, arm: str = "relu 0.001", seed: int = 0, stopped: str | None = "2 epochs") -> dict:
     "A made-up record."
-    return claims_plans.new_trial(arm, seed) | dict(epochs=[dict(loss=1.0, error=e, seconds=1.0) for e in errors], stopped=stopped, finished=stopped is not None)
+    return claims_plans.new_trial(arm, seed) | dict(epochs=[dict(loss=1.0, error=e, seconds=1.0)
+                                                            for e in errors], stopped=stopped,
+                                                    finished=stopped is not None)
 
 
 # --- the tables
@@ -75,26 +84,33 @@ def test_ablations_change_one_thing_each():
         assert e.arms["base"] == {} and len(e.arms) == (12 if scale == "cpu" else 14)
         for arm, own in e.arms.items(): assert len(own) == (arm != "base"), arm
         for arm in e.arms:
-            lab = claims_experiment._Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None, engine_signals.StopFlag())
-            cfg, base = (claims_experiment._alexnet_config(lab, claims_plans.new_trial(a, 3)).model_dump() for a in (arm, "base"))
+            lab = claims_experiment._Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None,
+                                         engine_signals.StopFlag())
+            cfg, base = (claims_experiment._alexnet_config(lab, claims_plans.new_trial(a, 3)).model_dump()
+                         for a in (arm, "base"))
             changed = [f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != base[s][k] and s != "paths"]
             assert changed == list(e.arms[arm]), "the switch must do something, and nothing else may differ"
             assert cfg["data"]["recipe"] == "paper" and cfg["training"]["seed"] == 3
     default = make_config({}).model_dump()
     full = claims_plans.EXPERIMENTS["ablations"]["full"]
-    assert full.seeds == (0, 1, 2) and full.base["training.num_epochs"] == default["training"]["num_epochs"] == 90
+    assert (full.seeds == (0, 1, 2)
+            and full.base["training.num_epochs"] == default["training"]["num_epochs"] == 90)
     assert full.images[0] + default["data"]["val_images"] == 50_000
 
 
 def test_figure_1_is_unregularised_and_each_side_has_its_grid():
     for scale, rates, seeds, race in (("cpu", 3, 3, 12), ("full", 7, 10, 40)):
         e = claims_plans.EXPERIMENTS["relu_vs_tanh"][scale]
-        assert e.base == dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40) and e.images == (50_000, 0)
-        assert e.seeds == tuple(range(seeds)) and e.race == race and f"within {race} epochs" in e.rule and "25 %" in e.rule
+        assert (e.base == dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40)
+                and e.images == (50_000, 0))
+        assert (e.seeds == tuple(range(seeds)) and e.race == race and f"within {race} epochs" in e.rule
+                and "25 %" in e.rule)
         for act in ("relu", "tanh"):
             grid = [a["rate"] for a in e.arms.values() if a["activation"] == act and a["net"] == "13pct"]
-            assert len(grid) == rates and grid == sorted(grid) and all(math.isclose(b, 2 * a) for a, b in zip(grid, grid[1:]))
-        assert {(a["net"], a["side"]) for a in e.arms.values()} == ({("13pct", 24), ("19pct", 32)} if scale == "full" else {("13pct", 24)})
+            assert (len(grid) == rates and grid == sorted(grid)
+                    and all(math.isclose(b, 2 * a) for a, b in zip(grid, grid[1:])))
+        assert {(a["net"], a["side"]) for a in e.arms.values()} == ({("13pct", 24), ("19pct", 32)}
+                                                                    if scale == "full" else {("13pct", 24)})
 
 
 def test_lrn_arms_have_equal_training_or_the_authors():
@@ -103,11 +119,17 @@ def test_lrn_arms_have_equal_training_or_the_authors():
     assert lengths(cpu) == {"13pct": 20, "11pct_first": 20, "11pct": 20} and "20 epochs" in cpu.shortened
     rates = [rate for _, rate in claims_plans.rates_by_epoch(claims_plans.settings(cpu, "11pct"))]
     assert rates == [1e-3] * 14 + [1e-4] * 3 + [1e-5] * 3
-    assert lengths(full) == {"13pct": 160, "11pct_first": 470, "11pct": 520, "11pct_first, 160 epochs": 160, "11pct, 160 epochs": 160}
+    assert lengths(full) == {"13pct": 160, "11pct_first": 470, "11pct": 520, "11pct_first, 160 epochs": 160,
+                             "11pct, 160 epochs": 160}
     for e in (cpu, full):
-        for arm in e.arms: assert claims_plans.settings(e, arm)["net"] in NETS and claims_plans.settings(e, arm)["crops"] and claims_plans.settings(e, arm)["decay"]
-    assert claims_plans.rates_by_epoch(claims_plans.settings(full, "13pct"))[99:101] == [((1, 2, 3, 4), 1e-3), ((1, 2, 3, 4, 5), 1e-3)]
-    assert [(a, s) for a, s, _ in claims_plans.plan(cpu, [])] == [("13pct", 0), ("11pct_first", 0), ("11pct", 0), ("13pct", 1), ("11pct_first", 1)]
+        for arm in e.arms:
+            assert (claims_plans.settings(e, arm)["net"] in NETS and claims_plans.settings(e, arm)["crops"]
+                    and claims_plans.settings(e, arm)["decay"])
+    assert claims_plans.rates_by_epoch(claims_plans.settings(full, "13pct"))[99:101] == [((1, 2, 3, 4), 1e-3),
+        ((1, 2, 3, 4, 5), 1e-3)]
+    assert [(a, s) for a, s, _ in claims_plans.plan(cpu, [])] == [("13pct", 0), ("11pct_first", 0),
+                                                                  ("11pct", 0), ("13pct", 1),
+                                                                  ("11pct_first", 1)]
 
 
 # --- the rule and the order
@@ -119,12 +141,16 @@ def test_rule_fewest_epochs_then_lower_error():
     tanh = [trial(.9, .8, arm=f"tanh {rate}") for rate in (.001, .002)]
     fast, slow = trial(.5, .01, arm="relu 0.001"), trial(.6, .5, arm="relu 0.002")
     assert chosen(fast, slow, *tanh)["relu"] == dict(arm="relu 0.001", rate=.001, reached=True, at_edge=True)
-    assert chosen(trial(.5, .4, arm="relu 0.001"), trial(.2, .3, arm="relu 0.002"), *tanh)["relu"]["arm"] == "relu 0.002", "the error at the cut, not the lowest"
-    assert chosen(trial(.5, .01, arm="relu 0.001"), trial(.5, .005, arm="relu 0.002"), *tanh)["relu"]["arm"] == "relu 0.002", "a tie"
+    assert chosen(trial(.5, .4, arm="relu 0.001"), trial(.2, .3, arm="relu 0.002"),
+                  *tanh)["relu"]["arm"] == "relu 0.002", "the error at the cut, not the lowest"
+    assert chosen(trial(.5, .01, arm="relu 0.001"), trial(.5, .005, arm="relu 0.002"),
+                  *tanh)["relu"]["arm"] == "relu 0.002", "a tie"
     first = trial(.01, arm="relu 0.002", stopped="reached 1 %")
-    assert chosen(trial(.5, .001, arm="relu 0.001"), first, *tanh)["relu"]["arm"] == "relu 0.002", "epochs come before error"
+    assert chosen(trial(.5, .001, arm="relu 0.001"), first,
+                  *tanh)["relu"]["arm"] == "relu 0.002", "epochs come before error"
     gone = trial(.02, arm="relu 0.002", stopped="diverged")
-    assert chosen(trial(.9, .89, arm="relu 0.001"), gone, *tanh)["relu"]["arm"] == "relu 0.001", "a run that diverged is the slowest"
+    assert chosen(trial(.9, .89, arm="relu 0.001"), gone,
+                  *tanh)["relu"]["arm"] == "relu 0.001", "a run that diverged is the slowest"
     none = [trial(arm=f"relu {rate}", stopped="diverged") for rate in (.001, .002)]
     assert list(chosen(*none, *tanh)) == ["tanh"]
 
@@ -136,16 +162,19 @@ def test_rule_waits_for_every_first_run_and_looks_no_further():
     assert chosen(*trials[:3]) == {} and chosen(*trials[:3], trials[3] | dict(finished=False)) == {}
     later = trial(.5, .4, .0, .0, arm="relu 0.001", stopped=None)   # the chosen one, under way again
     assert chosen(later, *trials[1:]) == before
-    assert chosen(trial(.5, .45, .0, .0, arm="relu 0.001", stopped="4 epochs"), *trials[1:])["relu"]["arm"] == "relu 0.002"
+    assert chosen(trial(.5, .45, .0, .0, arm="relu 0.001", stopped="4 epochs"),
+                  *trials[1:])["relu"]["arm"] == "relu 0.002"
 
 
 def test_edge_of_the_grid():
     e = replace(RACE, arms=claims_plans.rate_arms("19pct", 8, (.1, .2, .3), (.1,)))
     runs = lambda best: [trial(.5, .4 - .1 * (rate == best), arm=f"relu {rate}") for rate in (.1, .2, .3)] + [trial(.5, .5, arm="tanh 0.1")]
-    assert [claims_plans.choose(e, runs(best))["relu"]["at_edge"] for best in (.1, .2, .3)] == [True, False, True]
+    assert [claims_plans.choose(e, runs(best))["relu"]["at_edge"] for best in (.1, .2, .3)] == [True, False,
+                                                                                                True]
 
 
-@pytest.mark.parametrize("name, scale", [(n, s) for n in claims_plans.EXPERIMENTS for s in ("tiny", "cpu", "full")])
+@pytest.mark.parametrize("name, scale", [(n, s) for n in claims_plans.EXPERIMENTS for s in ("tiny", "cpu",
+                                                                                            "full")])
 def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
     e, trials, order = claims_plans.EXPERIMENTS[name][scale], [], []
     while task := claims_plans.next_trial(e, trials):
@@ -160,8 +189,10 @@ def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
     if e.race:
         assert order[:len(e.arms)] == [(arm, 0, e.race) for arm in e.arms]
         families = len(claims_plans.choose(e, trials))
-        over = e.race == e.base["epochs"]   # the first round has then run the chosen arms to the end with seed 0
-        assert len(order) == len(e.arms) + families * (len(e.seeds) - over) and all(t[2] == e.base["epochs"] for t in order[len(e.arms):])
+        # the first round has then run the chosen arms to the end with seed 0
+        over = e.race == e.base["epochs"]
+        assert (len(order) == len(e.arms) + families * (len(e.seeds) - over)
+                and all(t[2] == e.base["epochs"] for t in order[len(e.arms):]))
 
 
 # --- exact resumption
@@ -170,7 +201,10 @@ def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
 def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatch, name):
     assert run(name, file="whole.json", folder="a") == 0
     sessions = 0
-    monkeypatch.setattr(claims_experiment, "_note", lambda lab, note=claims_experiment._note: (note(lab), setattr(lab.flag, "signal", signal.SIGTERM)))
+    monkeypatch.setattr(claims_experiment, "_note",
+                        lambda lab, note=claims_experiment._note: (note(lab),
+                                                                   setattr(lab.flag, "signal",
+                                                                           signal.SIGTERM)))
     while (code := run(name, file="cut.json", folder="b")) != 0:
         assert code == 143
         sessions += 1
@@ -178,7 +212,8 @@ def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatc
         np.random.seed(sessions)
         assert sessions < 60
     whole, cut = read("whole.json"), read("cut.json")
-    assert sum(len(t["epochs"]) for t in whole["trials"]) == (2 * 2 + 4 * 4 if name == "race" else 3 * 3) and sessions >= 8
+    assert (sum(len(t["epochs"]) for t in whole["trials"]) == (2 * 2 + 4 * 4 if name == "race" else 3 * 3)
+            and sessions >= 8)
     assert cut == whole
     assert not list(Path("b").rglob("*.pkl")), "states of finished trials are removed"
     assert all(t["finished"] and t["stopped"] in ("2 epochs", "4 epochs", "3 epochs") for t in cut["trials"])
@@ -187,7 +222,8 @@ def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatc
 @pytest.mark.parametrize("where", ["before the state", "between state and results", "while testing"])
 def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where):
     assert run("pair", "--seeds", "1", file="whole.json", folder="a") == 0
-    name = {"before the state": "save_checkpoint", "between state and results": "note", "while testing": "view_probabilities"}[where]
+    name = {"before the state": "save_checkpoint", "between state and results": "note",
+            "while testing": "view_probabilities"}[where]
     real, calls = getattr(claims_experiment, name), 0
 
     def die_the_second_time(*args, **options):
@@ -200,7 +236,9 @@ def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where
         m.setattr(claims_experiment, name, die_the_second_time)
         assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 130
     before = read("cut.json")["trials"][0]
-    assert not before["finished"] and len(before["epochs"]) == {"before the state": 1, "between state and results": 1, "while testing": 3}[where]
+    assert not before["finished"] and len(before["epochs"]) == {"before the state": 1,
+                                                                "between state and results": 1,
+                                                                "while testing": 3}[where]
     assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 0
     assert read("cut.json") == read("whole.json")
 
@@ -211,7 +249,8 @@ def test_minutes_and_more_seeds(known):
     first = copy.deepcopy(read()["trials"])
     assert run("pair", "--seeds", "0", "3", "3") == 0
     trials = read()["trials"]
-    assert trials[:2] == first and [(t["arm"], t["seed"]) for t in trials] == [("13pct", 0), ("11pct", 0), ("13pct", 3), ("11pct", 3)]
+    assert trials[:2] == first and [(t["arm"], t["seed"]) for t in trials] == [("13pct", 0), ("11pct", 0),
+                                                                               ("13pct", 3), ("11pct", 3)]
     assert errors(trials[0]) != errors(trials[2]), "another seed, other weights and crops"
     assert read()["command"] == "alexnet_experiment pair --scale tiny --seeds 0 3 3"
 
@@ -240,7 +279,8 @@ def test_alexnet_stops_within_an_epoch_and_goes_on(known, no_panels, monkeypatch
         while not codes or codes[-1]:
             codes.append(run("alexnet", file="cut.json", folder="b"))
             assert len(codes) < 30, "every session must get further"
-            for t in read("cut.json")["trials"] if Path("cut.json").exists() else []: left.append((t["finished"], bool(list(Path("b").rglob(f"{t['arm'][:2]}*/**/*.pkl")))))
+            for t in read("cut.json")["trials"] if Path("cut.json").exists() else []:
+                left.append((t["finished"], bool(list(Path("b").rglob(f"{t['arm'][:2]}*/**/*.pkl")))))
     assert (False, True) in left and (True, True) not in left, "checkpoints of a trial are there while it runs, and gone once it is finished"
     assert set(codes) == {130, 0} and len(codes) > 3
     whole, cut = read("whole.json"), read("cut.json")
@@ -249,7 +289,8 @@ def test_alexnet_stops_within_an_epoch_and_goes_on(known, no_panels, monkeypatch
     single, double = cut["trials"]
     assert single["parameters"] > double["parameters"] and single["macs"] > double["macs"], "two towers have fewer connections"
     for t in cut["trials"]:
-        assert t["stopped"] == "2 epochs" and all(0 <= e["val_error"] <= 1 for e in t["epochs"]) and t["choices"]["precision"] in ("fp32", "bf16")
+        assert (t["stopped"] == "2 epochs" and all(0 <= e["val_error"] <= 1 for e in t["epochs"])
+                and t["choices"]["precision"] in ("fp32", "bf16"))
         assert set(t["test"]) == {"ten_views", "one_view"} and all(0 <= v <= 1 for v in t["test"].values())
 
 
@@ -260,12 +301,17 @@ def test_results_file(known, capsys):
     results, text = read(clock=True), Path("r.json").read_text()
     assert str(Path.cwd()) not in text and str(Path.home()) not in text
     assert {k: results[k] for k in ("experiment", "scale", "data", "images", "rule", "chosen", "race")} == dict(
-        experiment="pair", scale="tiny", data="drawings", images=dict(training=80, test=30), rule="a rule", chosen={}, race=0)
-    assert results["arms"] == {"13pct": {"net": "13pct"}, "11pct": {"net": "11pct", "seeds": [0]}} and results["base"]["stages"] == STAGES
-    assert results["device"].startswith("cpu") and results["threads"] == torch.get_num_threads() and "torch" in results["versions"] and len(results["date"]) == 10
+        experiment="pair", scale="tiny", data="drawings", images=dict(training=80,
+                                                                      test=30), rule="a rule", chosen={}, race=0)
+    assert (results["arms"] == {"13pct": {"net": "13pct"}, "11pct": {"net": "11pct", "seeds": [0]}}
+            and results["base"]["stages"] == STAGES)
+    assert (results["device"].startswith("cpu") and results["threads"] == torch.get_num_threads()
+            and "torch" in results["versions"] and len(results["date"]) == 10)
     for t in results["trials"]:
-        assert list(t) == ["arm", "seed", "epochs", "stopped", "finished", "test", "parameters", "macs", "seconds"]
-        assert t["finished"] and math.isclose(t["seconds"], sum(e["seconds"] for e in t["epochs"]), abs_tol=.06)
+        assert list(t) == ["arm", "seed", "epochs", "stopped", "finished", "test", "parameters", "macs",
+                           "seconds"]
+        assert (t["finished"]
+                and math.isclose(t["seconds"], sum(e["seconds"] for e in t["epochs"]), abs_tol=.06))
         assert all(set(e) == {"loss", "error", "seconds"} and 0 <= e["error"] <= 1 for e in t["epochs"])
     shown = capsys.readouterr().out
     assert shown.startswith("results: r.json;") and "13pct, seed 1: 3 epochs, training error" in shown
@@ -295,19 +341,22 @@ def test_a_second_run_on_the_folder_is_refused(known, capsys):
     assert run("race") == 0
     before = snapshot(Path("states/race-tiny"))
     with engine_files.lock_folders("states/race-tiny"): assert run("race") == 2
-    assert f"another run writes there (process {os.getpid()} on" in capsys.readouterr().err and snapshot(Path("states/race-tiny")) == before
+    assert (f"another run writes there (process {os.getpid()} on" in capsys.readouterr().err
+            and snapshot(Path("states/race-tiny")) == before)
 
 
 def test_default_place(monkeypatch):
     assert claims_experiment._default_file("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
     Path("nbs/results").mkdir(parents=True)
     assert claims_experiment._default_file("ablations", "cpu") == Path("nbs/results/ablations.json")
-    assert "nbs" not in claims_experiment._default_file("ablations", "tiny").parts, "drawings must not pass for results"
+    assert "nbs" not in claims_experiment._default_file("ablations",
+                                                        "tiny").parts, "drawings must not pass for results"
 
 
 # --- refusals
 
-@pytest.mark.parametrize("key, value", [("experiment", "race"), ("scale", "cpu"), ("data", "CIFAR-10"), ("images", {"training": 81, "test": 30}), ("race", 3), ("base", {}),
+@pytest.mark.parametrize("key, value", [("experiment", "race"), ("scale", "cpu"), ("data", "CIFAR-10"),
+                                        ("images", {"training": 81, "test": 30}), ("race", 3), ("base", {}),
                                         ("arms", {"13pct": {"net": "13pct"}})])
 def test_foreign_results_are_refused_and_left_alone(known, capsys, key, value):
     assert run("pair", "--minutes", "1e-9") == 0
@@ -339,7 +388,8 @@ def test_other_refusals(known, capsys):
 def test_data_that_is_too_little_or_of_another_size(capsys):
     class_folders(Path("few"))
     assert claims_experiment.main(["relu_vs_tanh", "--scale", "cpu", "--data", "few", "--results", "r.json", "--output", "states"]) == 2
-    assert "has 40 training images, the experiment takes 50000" in capsys.readouterr().err and not Path("r.json").exists() and not Path("states").exists()
+    assert ("has 40 training images, the experiment takes 50000" in capsys.readouterr().err
+            and not Path("r.json").exists() and not Path("states").exists())
     with pytest.raises(InputError, match="32 x 32"):
         Image.new("RGB", (40, 40)).save("few/train/cat/0.png")
         claims_experiment._load_pictures(Path("few"), True, 40, torch.device("cpu"))
@@ -347,12 +397,15 @@ def test_data_that_is_too_little_or_of_another_size(capsys):
 
 def test_data_is_named_and_put_in_one_order():
     root = class_folders(Path("cifar"))
-    assert claims_experiment._find_data(None, (80, 30)) == "drawings" and claims_experiment._find_data(root, (40, 20)) == "CIFAR-10"
+    assert (claims_experiment._find_data(None, (80, 30)) == "drawings"
+            and claims_experiment._find_data(root, (40, 20)) == "CIFAR-10")
     one, two = (claims_experiment._load_pictures(root, True, 40, torch.device("cpu")) for _ in range(2))
-    assert torch.equal(one.pixels, two.pixels) and torch.equal(one.labels, two.labels) and one.pixels.dtype == torch.uint8
+    assert (torch.equal(one.pixels, two.pixels) and torch.equal(one.labels, two.labels)
+            and one.pixels.dtype == torch.uint8)
     assert sorted(one.labels.tolist()) == sorted(list(range(10)) * 4) and len(set(one.labels[:10].tolist())) > 4, "folders are sorted by class; this order is not"
     picture = np.asarray(Image.open(root / "train" / CLASSES[int(one.labels[0])] / "0.png"))
-    assert any(np.array_equal(one.pixels[i].permute(1, 2, 0).numpy(), picture) for i in range(40) if one.labels[i] == one.labels[0])
+    assert any(np.array_equal(one.pixels[i].permute(1, 2, 0).numpy(), picture) for i in range(40)
+               if one.labels[i] == one.labels[0])
     for path in root.rglob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"))
         path.unlink()
@@ -365,7 +418,8 @@ def test_list_runs_nothing(known, monkeypatch, capsys):
     assert run("race", "--list") == 0 and list(Path().iterdir()) == []
     out = capsys.readouterr().out
     assert out.count("to do") == 4 and "then the chosen arms with seeds 0, 1" in out and "a rule" in out
-    assert claims_experiment.main(["lrn_13_to_11", "--scale", "cpu", "--data", "nowhere", "--list"]) == 0 and capsys.readouterr().out.count("to do") == 5
+    assert (claims_experiment.main(["lrn_13_to_11", "--scale", "cpu", "--data", "nowhere", "--list"]) == 0
+            and capsys.readouterr().out.count("to do") == 5)
     assert run("race") == 0
     monkeypatch.setattr(claims_experiment, "_run_trial", None)
     capsys.readouterr()
@@ -378,21 +432,26 @@ def test_list_runs_nothing(known, monkeypatch, capsys):
 # --- divergence
 
 def test_divergence_is_recorded_and_the_experiment_goes_on(monkeypatch):
-    monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild", {"tiny": replace(RACE, arms=claims_plans.rate_arms("19pct", 8, (1e38, .001), (1e38,)))})
+    monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild",
+                        {"tiny": replace(RACE,
+                                         arms=claims_plans.rate_arms("19pct", 8, (1e38, .001), (1e38,)))})
     assert run("wild") == 0
     results = read()
     stopped = {(t["arm"], t["seed"]): t["stopped"] for t in results["trials"]}
-    assert stopped == {("relu 1e+38", 0): "diverged", ("relu 0.001", 0): "4 epochs", ("tanh 1e+38", 0): "diverged", ("relu 0.001", 1): "4 epochs"}
+    assert stopped == {("relu 1e+38", 0): "diverged", ("relu 0.001", 0): "4 epochs",
+                       ("tanh 1e+38", 0): "diverged", ("relu 0.001", 1): "4 epochs"}
     assert list(results["chosen"]) == ["relu"] and results["chosen"]["relu"]["at_edge"]
     assert all(t["finished"] and t["test"] is None for t in results["trials"])
 
 
 def test_alexnet_that_diverges(no_panels, monkeypatch):
-    wild = replace(ALEXNET, base=ALEXNET.base | {"training.learning_rate": 1e30, "training.num_epochs": 1, "views": 1}, arms={"base": {}})
+    wild = replace(ALEXNET, base=ALEXNET.base | {"training.learning_rate": 1e30, "training.num_epochs": 1,
+                                                 "views": 1}, arms={"base": {}})
     monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild", {"tiny": wild})
     assert run("wild") == 0
     only, = read()["trials"]
-    assert only["stopped"] == "diverged" and only["finished"] and only["epochs"] == [] and only["test"] is None
+    assert (only["stopped"] == "diverged" and only["finished"] and only["epochs"] == []
+            and only["test"] is None)
     assert not list(Path().rglob("*.pkl"))
 
 
@@ -411,30 +470,36 @@ def test_relu_is_sooner_than_tanh_with_every_seed(figure_1):
     assert set(arms) == {"relu", "tanh"}
     sooner = 0
     for seed in (0, 1, 2):
-        relu, tanh = (claims_plans.find_trial(figure_1["trials"], arms[act], seed) for act in ("relu", "tanh"))
+        relu, tanh = (claims_plans.find_trial(figure_1["trials"], arms[act], seed)
+                      for act in ("relu", "tanh"))
         assert relu["stopped"] == "reached 50 %" and errors(relu)[-1] <= .5 < min(errors(relu)[:-1])
         assert relu["parameters"] == tanh["parameters"] and relu["macs"] == tanh["macs"]
-        sooner += len(relu["epochs"]) < len(tanh["epochs"]) and min(errors(tanh)[:len(relu["epochs"])]) > errors(relu)[-1]
+        sooner += (len(relu["epochs"]) < len(tanh["epochs"])
+                   and min(errors(tanh)[:len(relu["epochs"])]) > errors(relu)[-1])
     assert sooner == 3
 
 
 def test_figure_1_follows_its_own_rule(figure_1):
     e, race = claims_plans.EXPERIMENTS["relu_vs_tanh"]["tiny"], figure_1["race"]
     for family, choice in figure_1["chosen"].items():
-        after = {arm: errors(claims_plans.find_trial(figure_1["trials"], arm, 0))[race - 1] for arm in e.arms if arm.startswith(family)}
+        after = {arm: errors(claims_plans.find_trial(figure_1["trials"], arm, 0))[race - 1] for arm in e.arms
+                 if arm.startswith(family)}
         assert choice["arm"] == min(after, key=after.get) and not choice["reached"]
-    assert [(t["arm"], t["seed"]) for t in figure_1["trials"][:4]] == [(arm, 0) for arm in e.arms] and len(figure_1["trials"]) == 8
+    assert ([(t["arm"], t["seed"]) for t in figure_1["trials"][:4]] == [(arm, 0) for arm in e.arms]
+            and len(figure_1["trials"]) == 8)
 
 
 def test_every_setting_of_an_arm_is_obeyed(known):
     def loss(**changes):
-        claims_plans.EXPERIMENTS["pair"]["tiny"] = replace(PAIR, base=PAIR.base | changes, arms={"13pct": dict(net="13pct")})
+        claims_plans.EXPERIMENTS["pair"]["tiny"] = replace(PAIR, base=PAIR.base | changes,
+                                                           arms={"13pct": dict(net="13pct")})
         name = f"run {len(list(Path().glob('*.json')))}"
         assert run("pair", "--seeds", "0", file=f"{name}.json", folder=name) == 0
         return [e["loss"] for e in read(f"{name}.json")["trials"][0]["epochs"]]
     base = loss()
     assert base[-1] < base[0] < 2.5, "training pays"
-    for changes in (dict(crops=False), dict(decay=False), dict(activation="tanh"), dict(batch_size=8)): assert loss(**changes) != base, changes
+    for changes in (dict(crops=False), dict(decay=False), dict(activation="tanh"), dict(batch_size=8)):
+        assert loss(**changes) != base, changes
     later = loss(stages=[STAGES[0], [[1, 2, 3, 4, 5], 1, .01]])
     assert later[:2] == base[:2] and later[2] != base[2], "the rate of the last stage is that of the last stage"
     fourth = loss(stages=[[[1, 2, 3, 4, 5], 2, .001], STAGES[1]])
@@ -443,13 +508,17 @@ def test_every_setting_of_an_arm_is_obeyed(known):
 
 def test_biases_learn_twice_as_fast_as_weights_at_first(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(claims_experiment, "net_optimizer", lambda net, rate, bias_rate, decay, make=claims_experiment.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
+    monkeypatch.setattr(claims_experiment, "net_optimizer",
+                        lambda net, rate, bias_rate, decay, make=claims_experiment.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
     assert run("race", "--seeds", "0") == 0 and run("pair", "--seeds", "0", file="p.json") == 0
     assert seen[:2] == [(.001, .002, False), (.002, .004, False)] and set(seen[-2:]) == {(.001, .002, True)}
 
 
 def test_crops_depend_on_seed_and_epoch(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(claims_experiment, "chances", lambda *numbers, draw=claims_experiment.chances: seen.append(numbers) or draw(*numbers))
+    monkeypatch.setattr(claims_experiment, "chances",
+                        lambda *numbers, draw=claims_experiment.chances: seen.append(numbers)
+                        or draw(*numbers))
     assert run("pair") == 0
-    assert seen == [(seed, epoch, 80, 8) for seed in (0, 0, 1) for epoch in range(3)], "crops do not depend on the arm"
+    assert seen == [(seed, epoch, 80, 8) for seed in (0, 0, 1)
+                    for epoch in range(3)], "crops do not depend on the arm"

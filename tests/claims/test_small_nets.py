@@ -1,4 +1,5 @@
-"The authors' CIFAR-10 networks: their sizes, layers, rule of learning and views, each against an independent computation."
+"""The authors' CIFAR-10 networks: their sizes, layers, rule of learning and views, each against an
+independent computation."""
 import math
 
 import pytest
@@ -33,13 +34,18 @@ def numbers(*shape, scale=1., seed=0) -> torch.Tensor:
 
 def noise(n, seed=0) -> torch.Tensor:
     "Pictures in which every pixel is drawn for itself."
-    return torch.randint(256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(seed),
+                         dtype=torch.uint8)
 
 
 # sizes
 
-@pytest.mark.parametrize("name, parameters, macs", [("80sec", 145_578, 12_354_176), ("19pct", 89_578, 12_298_240), ("18pct", 89_578, 12_298_240),
-                                                    ("13pct", 1_116_490, 18_517_248), ("11pct_first", 1_116_490, 18_517_248), ("11pct", 2_112_970, 19_512_576)])
+@pytest.mark.parametrize("name, parameters, macs",
+                         [("80sec", 145_578, 12_354_176), ("19pct", 89_578, 12_298_240),
+                          ("18pct", 89_578, 12_298_240),
+                                                    ("13pct", 1_116_490, 18_517_248),
+                                                    ("11pct_first", 1_116_490, 18_517_248),
+                                                    ("11pct", 2_112_970, 19_512_576)])
 def test_counts(name, parameters, macs):
     net = build_net(name)
     rows = net_table(net, NETS[name].side)
@@ -50,26 +56,33 @@ def test_counts(name, parameters, macs):
 def test_every_layer_of_the_13_per_cent_network():
     rows = {r.name: r for r in net_table(build_net("13pct"), 24)}
     assert [r.params for r in rows.values() if r.params] == [4_864, 102_464, 664_704, 332_928, 11_530]
-    assert [rows[name].output for name in ("conv1", "pool1", "pool2", "local4", "fc10")] == [(64, 24, 24), (64, 12, 12), (64, 6, 6), (32, 6, 6), (10,)]
-    assert [rows[name].field for name in ("conv1", "pool1", "conv2", "pool2", "local3", "fc10")] == [5, 7, 15, 19, 27, None]
+    assert [rows[name].output for name in ("conv1", "pool1", "pool2", "local4", "fc10")] == [(64, 24, 24),
+        (64, 12, 12), (64, 6, 6), (32, 6, 6), (10,)]
+    assert [rows[name].field for name in ("conv1", "pool1", "conv2", "pool2", "local3", "fc10")] == [5, 7, 15,
+        19, 27, None]
 
 
 def test_poolings_round_up():
     sides = [r.output[-1] for r in net_table(build_net("19pct"), 32) if r.name.startswith("pool")]
     assert sides == [16, 8, 4]
-    assert [r.output[-1] for r in net_table(build_net("13pct", side=32), 32) if r.name.startswith("pool")] == [16, 8]
+    assert [r.output[-1] for r in net_table(build_net("13pct",
+                                                      side=32), 32) if r.name.startswith("pool")] == [16, 8]
 
 
 def test_the_first_11_differs_by_two_normalisations_and_the_schedule():
-    ours = [(l.kind, l.maps, l.std, l.decay, [s for s in l.then if isinstance(s, str)]) for l in NETS["11pct_first"].layers]
+    ours = [(l.kind, l.maps, l.std, l.decay, [s for s in l.then if isinstance(s, str)])
+            for l in NETS["11pct_first"].layers]
     assert ours == [(l.kind, l.maps, l.std, l.decay, list(l.then)) for l in NETS["13pct"].layers]
     assert [s for l in NETS["11pct_first"].layers for s in l.then if not isinstance(s, str)] == [("across", 5, .001)] * 2
 
 
 def test_schedules():
-    assert NETS["13pct"].schedule == (_Stage((1, 2, 3, 4), 100, .001), *(_Stage((1, 2, 3, 4, 5), n, rate) for n, rate in ((40, .001), (10, .0001), (10, .00001))))
+    assert NETS["13pct"].schedule == (_Stage((1, 2, 3, 4), 100, .001),
+                                      *(_Stage((1, 2, 3, 4, 5), n, rate)
+                                        for n, rate in ((40, .001), (10, .0001), (10, .00001))))
     epochs = {name: net.schedule and [s.epochs for s in net.schedule] for name, net in NETS.items()}
-    assert epochs == {"80sec": None, "19pct": None, "18pct": [120, 10, 10], "13pct": [100, 40, 10, 10], "11pct_first": [300, 150, 10, 10], "11pct": [350, 150, 10, 10]}
+    assert epochs == {"80sec": None, "19pct": None, "18pct": [120, 10, 10], "13pct": [100, 40, 10, 10],
+                      "11pct_first": [300, 150, 10, 10], "11pct": [350, 150, 10, 10]}
 
 
 # the whole forward, written out
@@ -77,7 +90,8 @@ def test_schedules():
 def local(x, part):
     "An untied layer by einsum over unfolded patches."
     side = x.shape[-1]
-    kernels = part.weight.view(side * side, 9, -1, part.weight.shape[-1])  # positions, places in the window, channels, maps
+    # positions, places in the window, channels, maps
+    kernels = part.weight.view(side * side, 9, -1, part.weight.shape[-1])
     patches = F.unfold(x, 3, padding=1).view(len(x), x.shape[1], 9, side * side)
     return (torch.einsum("pkcm,nckp->nmp", kernels, patches) + part.bias.T).view(len(x), -1, side, side)
 
@@ -91,7 +105,9 @@ def means(x):
     return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2) / F.avg_pool2d(ones, 3, 2)
 
 
-def within(x): return x / (1 + 5e-5 / 9 * F.conv2d(x**2, torch.ones(x.shape[1], 1, 3, 3).to(x), padding=1, groups=x.shape[1])) ** .75
+def within(x):
+    return x / (1 + 5e-5 / 9 * F.conv2d(x**2, torch.ones(x.shape[1], 1, 3, 3).to(x), padding=1,
+                                        groups=x.shape[1])) ** .75
 
 
 def written_out(name, net, x, act):
@@ -105,7 +121,8 @@ def written_out(name, net, x, act):
         return net.fc10(x)
     across = lambda n: nn.LocalResponseNorm(n, alpha=.001, beta=.75, k=1.)
     if name == "13pct": x = maxima(act(conv(maxima(act(conv(x, net.conv1))), net.conv2)))
-    elif name == "11pct_first": x = maxima(across(5)(act(conv(maxima(across(5)(act(conv(x, net.conv1)))), net.conv2))))
+    elif name == "11pct_first":
+        x = maxima(across(5)(act(conv(maxima(across(5)(act(conv(x, net.conv1)))), net.conv2))))
     else: x = maxima(across(9)(act(conv(across(9)(maxima(act(conv(x, net.conv1)))), net.conv2))))
     return net.fc10(act(local(act(local(x, net.local3)), net.local4)).flatten(1))
 
@@ -114,11 +131,13 @@ def written_out(name, net, x, act):
 @pytest.mark.parametrize("name", NETS)
 def test_the_network_is_what_its_table_says(name, activation):
     net = build_net(name, activation, side=16, seed=0).double()
-    for p in net.parameters(): p.data.copy_(numbers(*p.shape, scale=.3, seed=p.numel()))   # large enough for everything to matter
+    # large enough for everything to matter
+    for p in net.parameters(): p.data.copy_(numbers(*p.shape, scale=.3, seed=p.numel()))
     x = numbers(2, 3, 16, 16, scale=30)
     y, ours = written_out(name, net, x, getattr(torch, activation)), net(x)
     torch.testing.assert_close(ours, y, rtol=1e-9, atol=1e-9)
-    for a, b in zip(*(torch.autograd.grad(F.cross_entropy(out, torch.tensor([3, 7])), [*net.parameters()]) for out in (ours, y))):
+    for a, b in zip(*(torch.autograd.grad(F.cross_entropy(out, torch.tensor([3, 7])), [*net.parameters()])
+                      for out in (ours, y))):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9 * b.abs().max().item())
     other = "tanh" if activation == "relu" else "relu"
     assert (y - written_out(name, net, x, getattr(torch, other))).abs().max() > 1e-3 * y.abs().max()
@@ -131,12 +150,14 @@ def shared(conv, side):
     layer = _Local2d(conv.in_channels, conv.out_channels, side).double()
     with torch.no_grad():
         for p in range(side * side):
-            for m in range(conv.out_channels): layer.weight[p, :, m] = conv.weight[m].permute(1, 2, 0).flatten()
+            for m in range(conv.out_channels):
+                layer.weight[p, :, m] = conv.weight[m].permute(1, 2, 0).flatten()
             layer.bias[p] = conv.bias
     return layer
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last],
+                         ids=["channels first", "channels last"])
 def test_local_with_shared_weights_is_a_convolution(layout):
     conv = nn.Conv2d(3, 4, 3, padding=1).double()
     layer, g = shared(conv, 5), numbers(2, 4, 5, 5, seed=1)
@@ -157,7 +178,8 @@ def test_local_gives_each_position_its_own_kernel():
     for p in range(16):                     # position p listens to its own weights alone
         layer.zero_grad()
         layer(x).flatten(2)[..., p].sum().backward()
-        assert layer.weight.grad.abs().sum((1, 2)).nonzero().flatten().tolist() == [p] == layer.bias.grad.abs().sum(1).nonzero().flatten().tolist()
+        assert layer.weight.grad.abs().sum((1,
+                                            2)).nonzero().flatten().tolist() == [p] == layer.bias.grad.abs().sum(1).nonzero().flatten().tolist()
 
 
 def test_local_refuses_another_size():
@@ -169,10 +191,12 @@ def test_normalisation_within_a_map(n):
     x, y = numbers(2, 3, 6, 7, scale=200), torch.empty(2, 3, 6, 7, dtype=torch.float64)
     for r in range(6):
         for c in range(7):
-            total = sum(x[:, :, i, j] ** 2 for i in range(r - n // 2, r + n // 2 + 1) for j in range(c - n // 2, c + n // 2 + 1) if 0 <= i < 6 and 0 <= j < 7)
+            total = sum(x[:, :, i, j] ** 2 for i in range(r - n // 2, r + n // 2 + 1)
+                        for j in range(c - n // 2, c + n // 2 + 1) if 0 <= i < 6 and 0 <= j < 7)
             y[:, :, r, c] = x[:, :, r, c] / (1 + 5e-5 / n**2 * total) ** .75
     torch.testing.assert_close(_SameMapNorm(n)(x), y)
-    for wrong in (_SameMapNorm(8 - n)(x), _SameMapNorm(n, scale=5.1e-5)(x), _SameMapNorm(n, power=.76)(x)): assert not torch.allclose(wrong, y, rtol=1e-4)
+    for wrong in (_SameMapNorm(8 - n)(x), _SameMapNorm(n, scale=5.1e-5)(x), _SameMapNorm(n, power=.76)(x)):
+        assert not torch.allclose(wrong, y, rtol=1e-4)
 
 
 # weights
@@ -185,7 +209,8 @@ def test_weights():
         assert abs(part.weight.std() / layer.std - 1) < .05 and not part.bias.any()
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters()))
     assert not torch.equal(net.conv1.weight, other.conv1.weight)
-    assert [l.std for l in NETS["80sec"].layers] == [1e-4, .01, .01, .1, .1] and [l.std for l in NETS["13pct"].layers] == [1e-4, .01, .04, .04, .01]
+    assert ([l.std for l in NETS["80sec"].layers] == [1e-4, .01, .01, .1, .1]
+            and [l.std for l in NETS["13pct"].layers] == [1e-4, .01, .04, .04, .01])
 
 
 def test_one_seed_one_beginning_for_networks_of_one_shape():
@@ -200,7 +225,8 @@ def test_without_a_seed_weights_follow_torchs_own():
     assert torch.equal(build_net("19pct").conv1.weight, a) and not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("wrong", [dict(name="12pct"), dict(name="13pct", activation="elu"), dict(name="13pct", side=20), dict(name="13pct", side=0)], ids=str)
+@pytest.mark.parametrize("wrong", [dict(name="12pct"), dict(name="13pct", activation="elu"),
+                                   dict(name="13pct", side=20), dict(name="13pct", side=0)], ids=str)
 def test_refused(wrong):
     with pytest.raises(ValueError, match="must be"): build_net(**wrong)
 
@@ -208,14 +234,18 @@ def test_refused(wrong):
 # learning
 
 def test_groups_of_the_optimizer():
-    for name, decays in (("80sec", [.004, .004, .004, .03, .03]), ("19pct", [.004, .004, .004, 3.]), ("18pct", [.004, .004, .004, 1.]),
-                         ("13pct", [0., 0., .004, .004, .004]), ("11pct_first", [0., 0., .004, .004, .004]), ("11pct", [0., 0., .004, .004, .01])):
+    for name, decays in (("80sec", [.004, .004, .004, .03, .03]), ("19pct", [.004, .004, .004, 3.]),
+                         ("18pct", [.004, .004, .004, 1.]),
+                         ("13pct", [0., 0., .004, .004, .004]), ("11pct_first", [0., 0., .004, .004, .004]),
+                         ("11pct", [0., 0., .004, .004, .01])):
         net = build_net(name)
         groups = net_optimizer(net).param_groups
-        assert [g["weight_decay"] for g in groups] == [*decays, 0.] and [g["lr"] for g in groups] == [.001] * len(decays) + [.002]
+        assert ([g["weight_decay"] for g in groups] == [*decays, 0.]
+                and [g["lr"] for g in groups] == [.001] * len(decays) + [.002])
         assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in net.parameters()}
         assert not any(g["weight_decay"] for g in net_optimizer(net, decay=False).param_groups)
-    assert [(g["lr"], g["momentum"]) for g in net_optimizer(net, .5, .25, momentum=.8).param_groups] == [(.5, .8)] * 5 + [(.25, .8)]
+    assert [(g["lr"], g["momentum"]) for g in net_optimizer(net, .5, .25,
+                                                            momentum=.8).param_groups] == [(.5, .8)] * 5 + [(.25, .8)]
 
 
 def printed_rule(p, g, v, rate, decay):
@@ -239,9 +269,12 @@ def test_the_rule_as_printed_with_a_drop_of_the_rate(carried):
         for net in nets: net.zero_grad(); F.cross_entropy(net(x), y).backward()
         optimizer.step()
         with torch.no_grad():
-            for (name, part), layer in zip([c for c in nets[1].named_children() if list(c[1].parameters())], NETS["80sec"].layers):
-                velocity[name] = printed_rule(part.weight, part.weight.grad, velocity.get(name, 0.), rate, layer.decay)
-                velocity[name + "b"] = printed_rule(part.bias, part.bias.grad, velocity.get(name + "b", 0.), .002, 0.)
+            for (name, part), layer in zip([c for c in nets[1].named_children() if list(c[1].parameters())],
+                                           NETS["80sec"].layers):
+                velocity[name] = printed_rule(part.weight, part.weight.grad, velocity.get(name, 0.), rate,
+                                              layer.decay)
+                velocity[name + "b"] = printed_rule(part.bias, part.bias.grad, velocity.get(name + "b", 0.),
+                                                    .002, 0.)
     same = [torch.allclose(p, q, rtol=1e-9, atol=1e-13) for p, q in zip(*(net.parameters() for net in nets))]
     assert all(same) if carried else not all(same)
 
@@ -264,10 +297,12 @@ def test_chances():
     luck = chances(1, 2, 30_000, 24)
     assert luck.dtype == torch.int64 and luck.shape == (30_000, 3)
     counts = (luck[:, 0] * 18 + luck[:, 1] * 2 + luck[:, 2]).bincount(minlength=162)
-    assert len(counts) == 162 and abs(counts / 30_000 * 162 - 1).max() < .3      # 81 places, flipped or not, about equally often
+    # 81 places, flipped or not, about equally often
+    assert len(counts) == 162 and abs(counts / 30_000 * 162 - 1).max() < .3
     assert torch.equal(chances(1, 2, 30_000, 24), luck) and torch.equal(chances(1, 2, 10, 24), luck[:10])
     assert not any(torch.equal(chances(*which, 10, 24), luck[:10]) for which in ((1, 3), (2, 2), (2, 1)))
-    assert chances(0, 0, 4, 24).tolist() == [[7, 5, 1], [2, 2, 0], [0, 0, 0], [7, 5, 1]]  # recorded: experiments depend on it
+    # recorded: experiments depend on it
+    assert chances(0, 0, 4, 24).tolist() == [[7, 5, 1], [2, 2, 0], [0, 0, 0], [7, 5, 1]]
     assert not chances(0, 0, 50, 32)[:, :2].any() and chances(0, 0, 50, 32)[:, 2].any()
 
 
@@ -276,7 +311,8 @@ def test_cut():
     x = cut(pixels, mean, 24, luck)
     for i, (top, left, flip) in enumerate(luck.tolist()):
         for r, c in ((0, 0), (5, 9), (23, 23)):
-            assert torch.equal(x[i, :, r, c], pixels[i, :, top + r, left + (23 - c if flip else c)] - mean[:, 4 + r, 4 + c])
+            assert torch.equal(x[i, :, r, c], pixels[i, :, top + r, left + (23 - c if flip else c)] - mean[:,
+                4 + r, 4 + c])
     assert torch.equal(cut(pixels, mean, 24), pixels[..., 4:28, 4:28].float() - mean[..., 4:28, 4:28])
     assert torch.equal(cut(pixels, mean, 32), pixels.float() - mean)
     assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
@@ -287,7 +323,8 @@ def test_ten_views():
     pixels, mean = noise(3), torch.zeros(3, 32, 32)
     views = ten_views(pixels, mean, 24)
     assert views.shape == (10, 3, 3, 24, 24)
-    for view, (r, c) in zip(views, ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4))): assert torch.equal(view, pixels[..., r:r + 24, c:c + 24].float())
+    for view, (r, c) in zip(views, ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4))):
+        assert torch.equal(view, pixels[..., r:r + 24, c:c + 24].float())
     assert torch.equal(views[5:], views[:5].flip(-1))
 
 
@@ -335,7 +372,8 @@ def test_no_number_is_asked_for_before_the_end(monkeypatch):
     net = build_net("11pct_first", side=8, seed=0)
     optimizer, luck = net_optimizer(net), chances(0, 0, 40, 8)
     for name in ("item", "__float__", "__int__", "__bool__", "cpu", "numpy"):
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *args, name=name, **kw: pytest.fail(f"asked for {name}"))
+        monkeypatch.setattr(torch.Tensor, name,
+                            lambda self, *args, name=name, **kw: pytest.fail(f"asked for {name}"))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: asked.append(tuple(self.shape)) or tolist(self))
     train_epoch(net, optimizer, noise(40), torch.arange(40) % 10, torch.zeros(3, 32, 32), 8, luck, 8)
     assert asked == [(2,)]
@@ -344,7 +382,8 @@ def test_no_number_is_asked_for_before_the_end(monkeypatch):
 def test_divergence_is_for_the_caller_to_see():
     net = build_net("19pct", side=8, seed=0)
     optimizer = net_optimizer(net, rate=1e6)
-    loss, _ = train_epoch(net, optimizer, noise(60), torch.arange(60) % 10, torch.zeros(3, 32, 32), 8, batch_size=8)
+    loss, _ = train_epoch(net, optimizer, noise(60), torch.arange(60) % 10, torch.zeros(3, 32, 32), 8,
+                          batch_size=8)
     assert not math.isfinite(loss)
 
 
@@ -375,7 +414,8 @@ def test_it_learns_drawings_and_not_shuffled_labels(name):
     images = drawings(200, 0)
     pixels, labels = stack_pixels(images, 2**30), torch.from_numpy(images.labels)
     mean, last = mean_image(pixels), {}
-    for what, y in (("true", labels), ("shuffled", labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))])):
+    for what, y in (("true", labels), ("shuffled", labels[torch.randperm(200,
+        generator=torch.Generator().manual_seed(0))])):
         net = build_net(name, side=16, seed=0)
         optimizer = net_optimizer(net)
         for epoch in range(5): last[what] = train_epoch(net, optimizer, pixels, y, mean, 16, None, 8)[1]
@@ -386,7 +426,8 @@ def test_it_learns_drawings_and_not_shuffled_labels(name):
 @pytest.mark.parametrize("name", NETS)
 def test_cuda_does_what_the_cpu_does(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    net, pixels, labels, mean = build_net(name, seed=0), noise(64), torch.arange(64) % 10, mean_image(noise(64))
+    net, pixels, labels, mean = build_net(name,
+                                          seed=0), noise(64), torch.arange(64) % 10, mean_image(noise(64))
     there = build_net(name, seed=0).cuda()
     side, luck = NETS[name].side, chances(0, 0, 64, NETS[name].side)
     here = train_epoch(net, net_optimizer(net), pixels, labels, mean, side, luck, 16)

@@ -1,4 +1,5 @@
-"The network in two halves: equal to the one in one piece, forward, backward and in training; nothing passes but by the wire, and the wire counts right."
+"""The network in two halves: equal to the one in one piece, forward, backward and in training; nothing passes
+but by the wire, and the wire counts right."""
 import copy
 import itertools
 import math
@@ -10,16 +11,16 @@ from torch.nn import functional as F
 
 from alexnet_nb.claims import two_towers as claims_two_towers
 from alexnet_nb.claims.two_towers import (
-    _LayerTraffic,
     TwoTowers,
-    _Wire,
     _data_parallel_bytes,
     _join_state,
     _layer_traffic,
+    _LayerTraffic,
     _mixing_layers,
     _model_parallel_bytes,
     _ring_seconds,
     _split_state,
+    _Wire,
     tower_gap,
 )
 from alexnet_nb.engine.checkpoint import build_model, read_checkpoint
@@ -27,8 +28,10 @@ from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.model import AlexNet, layer_table
 
 BATCH, THIN = 3, 1 / 24
-VARIANTS = [{}, {"activation": "tanh"}, {"lrn": "none"}, {"lrn": "after_pool", "alpha_is": "sum"}, {"image_dim": 224}, {"overlapping_pooling": False},
-            {"dropout_place": "after"}, {"num_classes": 7}, {"init": "paper"}, {"without": ("conv3",)}, {"without": ("conv4", "conv5")}, {"without": ("conv3", "conv4", "conv5")}]
+VARIANTS = [{}, {"activation": "tanh"}, {"lrn": "none"}, {"lrn": "after_pool", "alpha_is": "sum"},
+            {"image_dim": 224}, {"overlapping_pooling": False},
+            {"dropout_place": "after"}, {"num_classes": 7}, {"init": "paper"}, {"without": ("conv3",)},
+            {"without": ("conv4", "conv5")}, {"without": ("conv3", "conv4", "conv5")}]
 
 
 def networks(dtype=torch.float64, devices=("cpu", "cpu"), **options) -> tuple[AlexNet, TwoTowers]:
@@ -42,7 +45,8 @@ def batch(net, dtype=torch.float64, n=BATCH, seed=1):
     "Strong images, so that LRN does something, and labels."
     dice = torch.Generator().manual_seed(seed)
     side = net.image_dim
-    return 20 * torch.randn(n, 3, side, side, dtype=torch.float64, generator=dice).to(dtype), torch.arange(n) % 7
+    return 20 * torch.randn(n, 3, side, side, dtype=torch.float64,
+                            generator=dice).to(dtype), torch.arange(n) % 7
 
 
 def gradients(net, x, y) -> dict:
@@ -85,7 +89,8 @@ def test_training_steps_equal_those_of_one_piece(dtype):
     one, two = networks(dtype)
     x, y = batch(one, dtype, n=6)
     apart = []
-    optimisers = [torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4) for net in (one, two)]
+    optimisers = [torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+                  for net in (one, two)]
     start = copy.deepcopy(one.state_dict())
     for _ in range(8):
         losses = []
@@ -100,7 +105,8 @@ def test_training_steps_equal_those_of_one_piece(dtype):
     assert all(not torch.equal(value, start[name]) for name, value in joined.items())
     if dtype == torch.float64:
         assert max(apart) < 1e-10
-        for name, value in one.state_dict().items(): torch.testing.assert_close(joined[name], value, rtol=0, atol=1e-10)
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(joined[name], value, rtol=0, atol=1e-10)
     else: assert apart[0] < 1e-5
 
 
@@ -109,7 +115,9 @@ def test_both_towers_read_the_same_dropped_numbers():
         _, two = networks(torch.float32, dropout=0.5, dropout_place=place, width=0.1)
         heard = {}
         for number, tower in enumerate(two.train().towers):
-            for layer in (1, 4, 6): tower.classifier[layer].register_forward_hook(lambda m, args, out, key=(number, layer): heard.update({key: args[0]}))
+            for layer in (1, 4, 6):
+                tower.classifier[layer].register_forward_hook(lambda m, args, out, key=(number,
+                    layer): heard.update({key: args[0]}))
         two(batch(two, torch.float32)[0])
         for layer in (1, 4, 6): assert torch.equal(heard[0, layer], heard[1, layer])
         assert not torch.equal(two(batch(two, torch.float32)[0]), two(batch(two, torch.float32)[0]))
@@ -132,7 +140,8 @@ def test_with_the_wire_cut_a_tower_knows_nothing_of_the_other(kept):
     def mine():
         two.zero_grad()
         logits = two(x)
-        mine = logits[:, :5] if kept == 0 else two.towers[1].classifier[6].bias  # tower 1's logits do not arrive
+        # tower 1's logits do not arrive
+        mine = logits[:, :5] if kept == 0 else two.towers[1].classifier[6].bias
         F.cross_entropy(logits, y).backward()
         return [mine.detach().clone(), *(p.grad.clone() for p in two.towers[kept].parameters())]
 
@@ -143,7 +152,8 @@ def test_with_the_wire_cut_a_tower_knows_nothing_of_the_other(kept):
 
 
 def test_pretended_devices_are_never_mixed():
-    "Tensors without numbers on devices that need not exist: an operation on two of them at once would be refused."
+    """Tensors without numbers on devices that need not exist: an operation on two of them at once would be
+    refused."""
     fake = pytest.importorskip("torch._subclasses.fake_tensor")
     with fake.FakeTensorMode():
         with torch.device("meta:0"): model = AlexNet(1000, towers=2)
@@ -151,17 +161,23 @@ def test_pretended_devices_are_never_mixed():
         logits = two(torch.empty(BATCH, 3, 227, 227, device="meta:1"))
         logits.sum().backward()
         assert str(logits.device) == "meta:0"
-        for number, tower in enumerate(two.towers): assert {str(t.device) for p in tower.parameters() for t in (p, p.grad)} == {f"meta:{number}"}
-        with pytest.raises(RuntimeError, match="same device"): two.towers[0].features[0].bias + two.towers[1].features[0].bias
-    with fake.FakeTensorMode(), mock.patch("torch.cuda.device_count", return_value=2), mock.patch("alexnet_nb.lrn._triton_works", return_value=False):
+        for number, tower in enumerate(two.towers):
+            assert {str(t.device) for p in tower.parameters() for t in (p, p.grad)} == {f"meta:{number}"}
+        with pytest.raises(RuntimeError, match="same device"):
+            two.towers[0].features[0].bias + two.towers[1].features[0].bias
+    with fake.FakeTensorMode(), mock.patch("torch.cuda.device_count",
+                                           return_value=2), mock.patch("alexnet_nb.lrn._triton_works",
+                                                                       return_value=False):
         with torch.device("meta"): model = AlexNet(1000, towers=2)
-        model.towers_on = [torch.nn.Parameter(torch.empty(p.shape, device="cuda:0")) for p in model.parameters()]
+        model.towers_on = [torch.nn.Parameter(torch.empty(p.shape, device="cuda:0"))
+                           for p in model.parameters()]
         for (name, _), value in zip([*model.named_parameters()], model.towers_on):
             owner, part = name.rsplit(".", 1)
             setattr(model.get_submodule(owner), part, value)
         two = TwoTowers(model, ("cuda:0", "cuda:1"))
         logits = two(torch.empty(BATCH, 3, 227, 227))
-        assert str(logits.device) == "cuda:0" and {str(p.device) for p in two.towers[1].parameters()} == {"cuda:1"}
+        assert (str(logits.device) == "cuda:0"
+                and {str(p.device) for p in two.towers[1].parameters()} == {"cuda:1"})
         assert _join_state(two.state_dict())["classifier.6.weight"].device == torch.device("cuda:0")
 
 
@@ -184,20 +200,24 @@ def expected(model, n, itemsize) -> dict[tuple[str, str], int]:
     for before, row in itertools.pairwise(rows):
         if row.name in mixing: sizes[mixing[row.name]] = math.prod(before.output)
     sizes["logits"] = rows[-1].output[0] // 2
-    return {(place, way): n * numbers * itemsize for place, numbers in sizes.items() for way in ("forward", "backward")}
+    return {(place, way): n * numbers * itemsize for place, numbers in sizes.items()
+            for way in ("forward", "backward")}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"without": ("conv3",)}, {"lrn": "after_pool", "num_classes": 7, "dropout_place": "after"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"without": ("conv3",)}, {"lrn": "after_pool", "num_classes": 7,
+                                                                   "dropout_place": "after"}], ids=str)
 def test_the_wire_counts_what_the_table_says(dtype, options):
     with torch.device("meta"): model = AlexNet(**{"num_classes": 1000, "towers": 2} | options)
     two = TwoTowers(model, ("meta", "meta")).to(dtype)
     two(torch.empty(BATCH, 3, 227, 227, device="meta", dtype=dtype)).sum().backward()
     want = expected(model, BATCH, dtype.itemsize)
-    assert {key: two.wire.bytes(place=key[0], way=key[1]) for key in want} == want and two.wire.bytes() == sum(want.values())
+    assert ({key: two.wire.bytes(place=key[0], way=key[1]) for key in want} == want
+            and two.wire.bytes() == sum(want.values()))
     assert all(m.bytes == m.numbers * dtype.itemsize for m in two.wire.messages)
     exchanged = [m for m in two.wire.messages if m.place != "logits"]
-    assert sum(m.bytes for m in exchanged if m.sender == 0) == sum(m.bytes for m in exchanged if m.sender == 1)
+    assert sum(m.bytes for m in exchanged if m.sender == 0) == sum(m.bytes for m in exchanged
+                                                                   if m.sender == 1)
 
 
 def test_the_papers_numbers():
@@ -205,7 +225,10 @@ def test_the_papers_numbers():
     two = TwoTowers(model, ("meta", "meta"))
     two(torch.empty(128, 3, 227, 227, device="meta")).sum().backward()
     assert two.wire.bytes() == 62_640_128 and two.wire.bytes(way="forward") == 31_320_064
-    assert [m.place for m in two.wire.messages] == [*(p for p in ("conv3", "fc6", "fc7", "fc8") for _ in (0, 1)), "logits", "logits", *(p for p in ("fc8", "fc7", "fc6", "conv3") for _ in (0, 1))]
+    assert [m.place for m in two.wire.messages] == [*(p for p in ("conv3", "fc6", "fc7", "fc8")
+                                                      for _ in (0, 1)), "logits", "logits",
+                                                    *(p for p in ("fc8", "fc7", "fc6", "conv3")
+                                                      for _ in (0, 1))]
     assert [sum(p.numel() for p in tower.parameters()) * 2 for tower in two.towers] == [60_965_224] * 2
 
 
@@ -287,10 +310,14 @@ def test_errors_are_one_clear_line():
     assert "the network has one tower" in says(_split_state, single.state_dict())
     assert "features.0.weight is missing" in says(_split_state, two.state_dict())
     assert "not the weights of two towers" in says(_join_state, one.state_dict())
-    assert "not the weights of two towers" in says(_join_state, {name: t for name, t in two.state_dict().items() if name != "towers.1.classifier.6.bias"})
+    assert "not the weights of two towers" in says(_join_state,
+                                                   {name: t for name, t in two.state_dict().items()
+                                                    if name != "towers.1.classifier.6.bias"})
     assert "not the weights of two towers" in says(_join_state, two.state_dict() | {"else": torch.zeros(1)})
-    assert "two devices, got ('cpu', 'cpu', 'cpu')" in says(TwoTowers, one, ("cpu", "cpu", "cpu")) and "got 'cpu'" in says(TwoTowers, one, "cpu")
-    with mock.patch("torch.cuda.device_count", return_value=1): assert "no device cuda:1 here: this machine has 1 CUDA" in says(TwoTowers, one, ("cuda:0", "cuda:1"))
+    assert ("two devices, got ('cpu', 'cpu', 'cpu')" in says(TwoTowers, one, ("cpu", "cpu", "cpu"))
+            and "got 'cpu'" in says(TwoTowers, one, "cpu"))
+    with mock.patch("torch.cuda.device_count", return_value=1):
+        assert "no device cuda:1 here: this machine has 1 CUDA" in says(TwoTowers, one, ("cuda:0", "cuda:1"))
     assert "expected (N, 3, 227, 227), got (1, 3, 224, 224)" in says(two, torch.zeros(1, 3, 224, 224))
 
 
@@ -300,10 +327,13 @@ def test_traffic_of_the_whole_network():
     with torch.device("meta"): model, image = AlexNet(1000), torch.empty(1, 3, 227, 227)
     model.train().features[2].eval()  # a part that is frozen stays so
     layers = _layer_traffic(model, image)
-    assert model.training and not model.features[2].training and model.features[4].training and not any(m._forward_pre_hooks for m in model.modules())
-    assert sum(layer.params for layer in layers) == 62_378_344 and sum(layer.inputs for layer in layers[1:]) == 260_448
+    assert (model.training and not model.features[2].training and model.features[4].training
+            and not any(m._forward_pre_hooks for m in model.modules()))
+    assert (sum(layer.params for layer in layers) == 62_378_344
+            and sum(layer.inputs for layer in layers[1:]) == 260_448)
     assert [layer.name for layer in layers] == list(claims_two_towers._PAPER_NAMES)
-    assert layers[1].crossover == pytest.approx(614_656 / 69_984) and layers[5].crossover == pytest.approx(4096, rel=1e-3)
+    assert (layers[1].crossover == pytest.approx(614_656 / 69_984)
+            and layers[5].crossover == pytest.approx(4096, rel=1e-3))
     for p in (2, 3, 1000):
         for layer in layers[1:]:
             n = math.floor(layer.crossover)
@@ -321,7 +351,8 @@ def test_the_wire_and_the_formula_agree_on_a_layer_that_mixes():
 
 def test_ring_seconds():
     assert _ring_seconds(240e6, 1, 1e9, 1.0) == 0
-    assert _ring_seconds(240e6, 2, 1e9) == pytest.approx(0.24) and _ring_seconds(240e6, 8, 1e9, 1e-3) == pytest.approx(0.42 + 0.014)
+    assert (_ring_seconds(240e6, 2, 1e9) == pytest.approx(0.24)
+            and _ring_seconds(240e6, 8, 1e9, 1e-3) == pytest.approx(0.42 + 0.014))
     assert _ring_seconds(240e6, 10**6, 1e9) < 0.48
 
 
@@ -329,5 +360,6 @@ def test_the_gap_between_towers_against_chance():
     apart = torch.cat([torch.zeros(48), torch.ones(48)])
     assert tower_gap(apart)[0] == 1 and tower_gap(apart)[1] < 0.001
     assert tower_gap(torch.arange(96) % 2 * 1.0) == (0, 1)
-    chances = [tower_gap(torch.rand(20, generator=torch.Generator().manual_seed(s)), 200)[1] for s in range(100)]
+    chances = [tower_gap(torch.rand(20, generator=torch.Generator().manual_seed(s)), 200)[1]
+               for s in range(100)]
     assert 0.4 < sum(chances) / 100 < 0.6  # of what is alike, any chance is as likely as another

@@ -1,4 +1,5 @@
-"The fast way computes what the usual way computes, keeps less memory, and the benchmark says all that it should."
+"""The fast way computes what the usual way computes, keeps less memory, and the benchmark says all that it
+should."""
 import json
 import statistics
 import time
@@ -22,8 +23,10 @@ WIDTH, BATCH, STEPS = 0.1, 8, 20
 def fast(rate: float = 0.01, seed: int = 42):
     "A run on the fast path in float32, dropout off, with a rate that does not change."
     return start(make_config(dict(
-        model=dict(width=WIDTH, dropout=0.0), training=dict(batch_size=BATCH, warmup_steps=0, learning_rate=rate, seed=seed),
-        data=dict(dataset="drawings", train_images=BATCH * STEPS, val_images=10, test_images=10, loader="device"),
+        model=dict(width=WIDTH, dropout=0.0), training=dict(batch_size=BATCH, warmup_steps=0,
+                                                            learning_rate=rate, seed=seed),
+        data=dict(dataset="drawings", train_images=BATCH * STEPS, val_images=10, test_images=10,
+                  loader="device"),
         device=dict(use_cuda=False, precision="fp32", channels_last=True, reuse_memory=False))))
 
 
@@ -46,7 +49,8 @@ def distance(a: nn.Module, b: nn.Module) -> float:
 
 
 # Ways to split a batch of eight in two: first in halves, every other one, and three to five.
-MIXED = ([0, 2, 4, 6, 1, 3, 5, 7], [7, 2, 5, 0, 3, 6, 1, 4], [0, 3, 5, 6, 1, 2, 4, 7], [2, 3, 6, 7, 0, 1, 4, 5])
+MIXED = ([0, 2, 4, 6, 1, 3, 5, 7], [7, 2, 5, 0, 3, 6, 1, 4], [0, 3, 5, 6, 1, 2, 4, 7],
+         [2, 3, 6, 7, 0, 1, 4, 5])
 CUT, MIXED = [(list(range(k)), list(range(k, 8))) for k in range(1, 8)], [(w[:4], w[4:]) for w in MIXED]
 WAYS = [CUT[3], MIXED[0], CUT[2], *CUT[:2], *CUT[4:], *MIXED[1:]]
 
@@ -83,9 +87,12 @@ def test_first_step_in_float32():
 
 
 def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
-    # Rounding grows by leaps: a maximum changes its place in one step of one run, and from there on they part. Whether that happens is chance, so the middle
-    # of five starts is compared, and the usual network with itself in eleven ways of splitting, of which the furthest counts. Ours rounds otherwise in every
-    # layer, a split only in the sum of gradients, so ours leaps sooner than any one of them: of the furthest of three, twice as far is allowed.
+    # Rounding grows by leaps: a maximum changes its place in one step of one run, and from there on they
+    # part. Whether that happens is chance, so the middle
+    # of five starts is compared, and the usual network with itself in eleven ways of splitting, of which the
+    # furthest counts. Ours rounds otherwise in every
+    # layer, a split only in the sum of gradients, so ours leaps sooner than any one of them: of the furthest
+    # of three, twice as far is allowed.
     ours, three, eleven = [], [], []
     for seed in range(5):
         run = fast(rate=0.03, seed=seed)
@@ -125,7 +132,8 @@ def test_peak_bytes_counts():
 @pytest.mark.parametrize("shape", [(2, 96, 13, 13), (2, 16, 7, 9)])
 def test_lrn_keeps_a_third_or_less(shape):
     x = torch.randn(shape)
-    usual, ours = (engine_speed.kept_bytes(layer, x) for layer in (nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), LocalResponseNorm()))
+    usual, ours = (engine_speed.kept_bytes(layer, x)
+                   for layer in (nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), LocalResponseNorm()))
     assert x.nbytes <= ours and 3 * ours <= usual
 
 
@@ -137,10 +145,12 @@ def test_arithmetic_of_the_floor():
     rates = engine_speed.Rates({"fp32": 510e9, "bf16": 1000e9}, 40e9)
     assert 1 / engine_speed.floor_seconds(model, rates, "fp32", 128) == pytest.approx(73, abs=1)
     assert 1 / engine_speed.floor_seconds(model, rates, "bf16", 128) == pytest.approx(141, abs=1)
-    assert 1 / engine_speed.floor_seconds(model, rates, "bf16", 128, training=False) == pytest.approx(422, abs=3)
+    assert 1 / engine_speed.floor_seconds(model, rates, "bf16", 128, training=False) == pytest.approx(422,
+                                                                                                      abs=3)
 
 
-ROW = {"row", "title", "shape", "precision", "images", "layout", "usual", "usual_our_allocator", "ours", "ratio", "ratio_same_allocator",
+ROW = {"row", "title", "shape", "precision", "images", "layout", "usual", "usual_our_allocator", "ours",
+       "ratio", "ratio_same_allocator",
        "floor_seconds", "share_of_floor", "goals", "met"}
 
 
@@ -149,7 +159,8 @@ def small(tmp_path_factory):
     "What `alexnet_bench --small` wrote, printed, and how long it took."
     folder = tmp_path_factory.mktemp("bench")
     began = time.monotonic()
-    run = command("engine.bench", "--small", "--device", "cpu", "--precision", "fp32", "bf16", "--results", "bench.json", cwd=folder)
+    run = command("engine.bench", "--small", "--device", "cpu", "--precision", "fp32", "bf16", "--results",
+                  "bench.json", cwd=folder)
     assert run.returncode == 0, run.stderr
     return json.loads((folder / "bench.json").read_text()), run.stdout, time.monotonic() - began
 
@@ -158,20 +169,26 @@ def test_small_bench_writes_every_field(small):
     result, text, _ = small
     assert result["finished"] and not result["skipped"] and result["threads"] >= 1
     assert {"date", "device", "cpu", "versions", "batch_size", "others_busy", "sizes", "precisions", "floor", "memory", "lrn_keeps"} <= result.keys()
-    assert {"flops", "bandwidth", "images_per_second", "train_flops"} <= result["floor"].keys() and result["floor"]["bandwidth"] > 0
-    assert [(r["row"], r["precision"]) for r in result["rows"] if r["row"] != "lrn"] == [(r, p) for r in ("step", "epoch", "folder") for p in ("fp32", "bf16")]
-    assert len([r for r in result["rows"] if r["row"] == "lrn"]) == 8  # two shapes, two orders of memory, two precisions
+    assert ({"flops", "bandwidth", "images_per_second", "train_flops"} <= result["floor"].keys()
+            and result["floor"]["bandwidth"] > 0)
+    assert [(r["row"], r["precision"]) for r in result["rows"] if r["row"] != "lrn"] == [(r, p)
+        for r in ("step", "epoch", "folder") for p in ("fp32", "bf16")]
+    # two shapes, two orders of memory, two precisions
+    assert len([r for r in result["rows"] if r["row"] == "lrn"]) == 8
     for row in result["rows"]:
         assert row.keys() == ROW and row["title"] in text
         for side in ("usual", "ours"):
-            assert len(row[side]["seconds"]) == result["sizes"]["repeats"] and all(s > 0 for s in row[side]["seconds"])
+            assert (len(row[side]["seconds"]) == result["sizes"]["repeats"]
+                    and all(s > 0 for s in row[side]["seconds"]))
         assert row["ratio"] == pytest.approx(row["usual"]["median"] / row["ours"]["median"])
-        assert row["usual"]["allocator"] == "default" and row["ours"]["allocator"] == "reuse" and row["share_of_floor"] > 0
+        assert (row["usual"]["allocator"] == "default" and row["ours"]["allocator"] == "reuse"
+                and row["share_of_floor"] > 0)
 
 
 def test_small_bench_has_memory_and_stairs(small):
     result, _, _ = small
-    assert [(m["side"], m["precision"]) for m in result["memory"]] == [("usual", "fp32"), ("ours", "fp32"), ("ours", "bf16")]
+    assert [(m["side"], m["precision"]) for m in result["memory"]] == [("usual", "fp32"), ("ours", "fp32"),
+                                                                       ("ours", "bf16")]
     assert all(m["tensor_bytes"] > 0 for m in result["memory"])
     assert 3 * result["lrn_keeps"]["ours"] <= result["lrn_keeps"]["usual"]
     names = [s["name"] for s in result["staircase"]]
@@ -180,9 +197,11 @@ def test_small_bench_has_memory_and_stairs(small):
 
 
 def test_time_that_is_up_still_gives_a_whole_file(tmp_path):
-    run = command("engine.bench", "--small", "--device", "cpu", "--precision", "fp32", "--minutes", "0.001", "--results", "b.json", cwd=tmp_path)
+    run = command("engine.bench", "--small", "--device", "cpu", "--precision", "fp32", "--minutes", "0.001",
+                  "--results", "b.json", cwd=tmp_path)
     result = json.loads((tmp_path / "b.json").read_text())
-    assert run.returncode == 0 and not result["finished"] and "staircase" in result["skipped"] and "time was up" in run.stdout
+    assert (run.returncode == 0 and not result["finished"] and "staircase" in result["skipped"]
+            and "time was up" in run.stdout)
 
 
 def test_parts_are_measured_anew_and_the_others_kept(tmp_path):
@@ -195,10 +214,12 @@ def test_parts_are_measured_anew_and_the_others_kept(tmp_path):
     assert set(first["skipped"]) == {s for s in first["skipped"] if s.startswith(("LRN", "epoch", "folder", "staircase"))} and not first["finished"]
     assert command(*bench, "--parts", "lrn", cwd=tmp_path).returncode == 0
     second = json.loads((tmp_path / "b.json").read_text())
-    assert [r["row"] for r in second["rows"]] == ["lrn", "lrn", "lrn", "lrn", "step"] and second["rows"][-1] == first["rows"][-1] and second["floor"] == first["floor"]
+    assert ([r["row"] for r in second["rows"]] == ["lrn", "lrn", "lrn", "lrn", "step"]
+            and second["rows"][-1] == first["rows"][-1] and second["floor"] == first["floor"])
     (tmp_path / "broken.json").write_text("{")
     run = command(*("broken.json" if word == "b.json" else word for word in part), cwd=tmp_path)
-    assert run.returncode == 2 and "is no result of alexnet_bench" in run.stderr and "Traceback" not in run.stderr
+    assert (run.returncode == 2 and "is no result of alexnet_bench" in run.stderr
+            and "Traceback" not in run.stderr)
     (tmp_path / "b.json").write_text(json.dumps(second | dict(cpu="abacus")))
     run = command(*part, cwd=tmp_path)
     assert run.returncode == 2 and "its cpu differ" in run.stderr and "Traceback" not in run.stderr

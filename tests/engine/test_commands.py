@@ -26,7 +26,8 @@ CPU = ["--set", "device.use_cuda=false"]
 
 def test_train_leaves_all_that_it_promises(trained):
     "Checkpoints, logs, curves and the effective config."
-    assert {"config.yaml", "curves.png", "models/alexnet_last.pkl", "models/alexnet_best.pkl", "models/alexnet_final.pkl", "tblogs/run-001/config.yaml",
+    assert {"config.yaml", "curves.png", "models/alexnet_last.pkl", "models/alexnet_best.pkl",
+            "models/alexnet_final.pkl", "tblogs/run-001/config.yaml",
             "tblogs/run-001/steps.jsonl", "tblogs/run-001/epochs.jsonl"} <= set(snapshot(trained))
     assert len(lines(trained)) == 2 * STEPS and len(lines(trained, "epochs")) == 2
     assert load_config(trained / "config.yaml") == load_config(trained / "tblogs" / "run-001" / "config.yaml") == load_config(None, [a for a in tiny(trained) if a != "--set"])
@@ -42,22 +43,29 @@ def test_checkpoint_holds_what_it_must(final):
 
 
 def test_tensorboard_has_every_panel(trained):
-    read = {part: EventAccumulator(str(trained / "tblogs" / "run-001" / part), size_guidance={"scalars": 0}).Reload().Tags() for part in ("train", "val")}
+    read = {part: EventAccumulator(str(trained / "tblogs" / "run-001" / part),
+                                   size_guidance={"scalars": 0}).Reload().Tags() for part in ("train", "val")}
     same = {"loss", "accuracy", "epoch_loss", "epoch_accuracy"}
-    assert same | {"learning_rate", "images_per_second", "test_accuracy"} <= set(read["train"]["scalars"]) and same <= set(read["val"]["scalars"])
-    assert "weights/features.0.weight" in read["train"]["histograms"] and "gradients/classifier.6.bias" in read["train"]["histograms"]
+    assert (same | {"learning_rate", "images_per_second", "test_accuracy"} <= set(read["train"]["scalars"])
+            and same <= set(read["val"]["scalars"]))
+    assert ("weights/features.0.weight" in read["train"]["histograms"]
+            and "gradients/classifier.6.bias" in read["train"]["histograms"])
     assert "conv1" in read["train"]["images"] and {"predictions", "confusion"} <= set(read["val"]["images"])
 
 
 def test_train_prints_device_config_and_result(tmp_path, capsys, no_panels):
-    assert train.main([*tiny(tmp_path, training__num_epochs=1), "--results", str(tmp_path / "new" / "r.json")]) == 0
+    assert train.main([*tiny(tmp_path,
+                             training__num_epochs=1), "--results", str(tmp_path / "new" / "r.json")]) == 0
     out = capsys.readouterr().out
     printed = out.split("device: cpu (")[0]
     assert engine_config.make_config(yaml.safe_load(printed)) == load_config(tmp_path / "config.yaml")
-    for text in ("tensorboard --logdir", "epoch 1 of 1: loss", "test: accuracy", "alexnet_final.pkl"): assert text in out
+    for text in ("tensorboard --logdir", "epoch 1 of 1: loss", "test: accuracy", "alexnet_final.pkl"):
+        assert text in out
     results = json.loads((tmp_path / "new" / "r.json").read_text())
-    assert results["finished"] and len(results["steps"]) == results["total_steps"] == STEPS and results["train_images"] == 48 and results["test_images"] == 20
-    assert sum(map(sum, results["confusion"])) == 20 and 0 <= results["test_accuracy"] <= 1 and results["config"]["training"]["seed"] == 7
+    assert (results["finished"] and len(results["steps"]) == results["total_steps"] == STEPS
+            and results["train_images"] == 48 and results["test_images"] == 20)
+    assert (sum(map(sum, results["confusion"])) == 20 and 0 <= results["test_accuracy"] <= 1
+            and results["config"]["training"]["seed"] == 7)
 
 
 def test_minutes_stop_the_run_saved(tmp_path, capsys, no_panels):
@@ -71,7 +79,8 @@ def test_the_command_line_beats_the_file_beats_the_default(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("training:\n  seed: 1\n  learning_rate: 1e-3\npaths:\n  input_root_dir: from_file\n")
     cfg = load_config(path, ["training.seed=2"])
-    assert (cfg.training.seed, cfg.training.learning_rate, cfg.training.momentum, cfg.data.data_dir) == (2, 0.001, 0.9, "from_file")
+    assert (cfg.training.seed, cfg.training.learning_rate, cfg.training.momentum, cfg.data.data_dir) == (2,
+        0.001, 0.9, "from_file")
     for spelling in ("data.data_dir", "paths.input_root_dir"):
         assert load_config(path, [f"{spelling}=from_line"]).data.data_dir == "from_line"
     assert load_config(path, ["training.seed=2", "training.seed=3"]).training.seed == 3
@@ -85,8 +94,12 @@ def test_baseline_is_printed_beside_the_result(tmp_path, capsys, no_panels):
     assert 0 <= json.loads((tmp_path / "r.json").read_text())["linear_accuracy"] <= 1
 
 
-@pytest.mark.parametrize("changes", [dict(data__recipe="paper", model__image_dim=224, model__towers=2), dict(training__schedule="plateau", training__lr_step_size=1, data__drop_last=True),
-                                     dict(model__lrn="none", model__activation="tanh", model__overlapping_pooling=False, model__dropout_place="after", model__init="paper")],
+@pytest.mark.parametrize("changes", [dict(data__recipe="paper", model__image_dim=224, model__towers=2),
+                                     dict(training__schedule="plateau", training__lr_step_size=1,
+                                          data__drop_last=True),
+                                     dict(model__lrn="none", model__activation="tanh",
+                                          model__overlapping_pooling=False, model__dropout_place="after",
+                                          model__init="paper")],
                          ids=["paper's pictures", "plateau", "other network"])
 def test_variants_train_and_predict(changes, tmp_path, no_panels, pictures, capsys):
     assert train.main(tiny(tmp_path, **changes, training__num_epochs=1)) == 0
@@ -97,7 +110,8 @@ def test_variants_train_and_predict(changes, tmp_path, no_panels, pictures, caps
     expected = inference.predict(classifier, open_rgb(pictures / "000.png"))
     said = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert [said[name] for name in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4)
-    if "data__recipe" in changes: assert classifier.recipe.short_side == 256 and classifier.model.image_dim == 224
+    if "data__recipe" in changes:
+        assert classifier.recipe.short_side == 256 and classifier.model.image_dim == 224
 
 
 # ---------------------------------------------------------------- forms of data
@@ -105,7 +119,8 @@ def test_variants_train_and_predict(changes, tmp_path, no_panels, pictures, caps
 def test_folders_of_any_classes(tmp_path, no_panels, pictures, capsys):
     "ImageFolder: the classes are the sub-folders, sorted; the checkpoint remembers them for prediction."
     root = class_folders(tmp_path / "my data", classes=("wasp", "ant", "bee"), train=6, test=2)
-    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__train_images=None, data__val_images=3, model__num_classes=3, data__num_workers=2)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root),
+                data__train_images=None, data__val_images=3, model__num_classes=3, data__num_workers=2)
     assert train.main(argv) == 0
     final = tmp_path / "out" / "models" / "alexnet_final.pkl"
     assert load(final)["classes"] == ["ant", "bee", "wasp"]
@@ -138,7 +153,8 @@ def test_show_all_probs(final, pictures, capsys):
     first, *rows = capsys.readouterr().out.splitlines()
     names, shares = zip(*(row.split() for row in rows))
     values = [float(s.rstrip("%")) for s in shares]
-    assert sorted(names) == sorted(CLASSES) and values == sorted(values, reverse=True) and sum(values) == pytest.approx(100, abs=0.01)
+    assert (sorted(names) == sorted(CLASSES) and values == sorted(values, reverse=True)
+            and sum(values) == pytest.approx(100, abs=0.01))
     assert first.split(": ")[1].split()[0] == names[0]
 
 
@@ -161,8 +177,10 @@ def test_folder_as_json(final, mixed, capsys):
         if i == 3: assert "not an image" in row["error"] and set(row) == {"path", "error"}
         else:
             values = list(row["probabilities"].values())
-            assert row["prediction"] == next(iter(row["probabilities"])) and values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-5)
-    assert err.splitlines() == [f"alexnet_predict: {mixed / '003.png'}: not an image in a format that Pillow reads; save it as JPEG or PNG", "5 predicted, 1 skipped"]
+            assert (row["prediction"] == next(iter(row["probabilities"]))
+                    and values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-5))
+    assert err.splitlines() == [f"alexnet_predict: {mixed / '003.png'}: not an image in a format that "
+                                "Pillow reads; save it as JPEG or PNG", "5 predicted, 1 skipped"]
 
 
 def test_folder_as_csv(final, mixed, capsys):
@@ -172,7 +190,9 @@ def test_folder_as_csv(final, mixed, capsys):
     for i, row in enumerate(rows):
         assert row["path"] == str(mixed / f"00{i}.png")
         if i == 3: assert row["prediction"] == "" and "not an image" in row["error"]
-        else: assert row["error"] == "" and sum(float(row[c]) for c in CLASSES) == pytest.approx(1, abs=1e-5) and row["prediction"] == max(CLASSES, key=lambda c: float(row[c]))
+        else:
+            assert (row["error"] == "" and sum(float(row[c]) for c in CLASSES) == pytest.approx(1, abs=1e-5)
+                    and row["prediction"] == max(CLASSES, key=lambda c: float(row[c])))
 
 
 def test_batches_and_company_change_no_prediction(final, mixed):
@@ -188,7 +208,8 @@ def test_ten_views(final, pictures, capsys):
     ten = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert sum(ten.values()) == pytest.approx(1, abs=1e-5)
     classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="auto")
-    assert [ten[c] for c in CLASSES] == pytest.approx(inference.predict(classifier, open_rgb(path), 10).tolist(), rel=1e-4)
+    assert [ten[c] for c in CLASSES] == pytest.approx(inference.predict(classifier, open_rgb(path),
+                                                                        10).tolist(), rel=1e-4)
 
 
 def test_dropout_is_off(final, pictures, capsys):
@@ -206,18 +227,24 @@ def test_train_then_predict_in_real_processes(tmp_path):
     home.mkdir()
     run = command("train", *settings(TINY | {"training.num_epochs": 1, "data.num_workers": 1}), cwd=home)
     assert run.returncode == 0, run.stderr
-    assert (home / "alexnet_data_out" / "models" / "alexnet_final.pkl").is_file() and (home / "alexnet_data_out" / "tblogs" / "run-001").is_dir()
+    assert ((home / "alexnet_data_out" / "models" / "alexnet_final.pkl").is_file()
+            and (home / "alexnet_data_out" / "tblogs" / "run-001").is_dir())
     save_drawings(home / "pictures", 3)
-    run = command("inference", "--checkpoint", "alexnet_data_out/models/alexnet_final.pkl", "--image-dir", "pictures", cwd=home)
-    assert (run.returncode, run.stderr) == (0, "3 predicted, 0 skipped\n") and len(run.stdout.splitlines()) == 3
+    run = command("inference", "--checkpoint", "alexnet_data_out/models/alexnet_final.pkl", "--image-dir",
+                  "pictures", cwd=home)
+    assert ((run.returncode, run.stderr) == (0, "3 predicted, 0 skipped\n")
+            and len(run.stdout.splitlines()) == 3)
 
 
 def test_commands_are_installed():
     "The four commands lead to the four main functions."
     from importlib.metadata import entry_points
-    scripts = {e.name: e.value for e in entry_points(group="console_scripts") if e.name.startswith("alexnet_")}
-    assert scripts == {"alexnet_train": "alexnet_nb.engine.train_command:main", "alexnet_predict": "alexnet_nb.engine.predict_command:main",
-                       "alexnet_bench": "alexnet_nb.engine.bench:main", "alexnet_experiment": "alexnet_nb.claims.experiment:main"}
+    scripts = {e.name: e.value for e in entry_points(group="console_scripts")
+               if e.name.startswith("alexnet_")}
+    assert scripts == {"alexnet_train": "alexnet_nb.engine.train_command:main",
+                       "alexnet_predict": "alexnet_nb.engine.predict_command:main",
+                       "alexnet_bench": "alexnet_nb.engine.bench:main",
+                       "alexnet_experiment": "alexnet_nb.claims.experiment:main"}
 
 
 @pytest.mark.parametrize("main", [train.main, inference.main], ids=["train", "predict"])
@@ -249,7 +276,8 @@ def test_default_is_the_default():
 
 def test_quick_is_the_full_network():
     cfg = load_config("quick")
-    assert cfg.model == Config().model and cfg.data.dataset == "drawings" and cfg.training.linear_baseline and cfg.data.test_images == 500
+    assert (cfg.model == Config().model and cfg.data.dataset == "drawings" and cfg.training.linear_baseline
+            and cfg.data.test_images == 500)
 
 
 def test_a_config_of_the_first_days_works_unchanged(tmp_path):
@@ -276,15 +304,23 @@ def gpus(monkeypatch, count: int) -> None:
 
 def test_gpu_ids(monkeypatch):
     gpus(monkeypatch, 2)
-    assert pick_device(True, [1]) == torch.device("cuda", 1) and pick_device(False, [7]) == torch.device("cpu")
-    with pytest.raises(InputError, match=r"^device\.device_ids names GPU 2, but there are 2, numbered from 0$"): pick_device(True, [2])
-    with pytest.raises(InputError, match=r"^device\.device_ids is \[0, 1\]: several GPUs need several processes, which alexnet_train starts in a shell; here give one id$"): pick_device(True, [0, 1])
+    assert (pick_device(True, [1]) == torch.device("cuda", 1)
+            and pick_device(False, [7]) == torch.device("cpu"))
+    with pytest.raises(InputError,
+                       match=r"^device\.device_ids names GPU 2, but there are 2, numbered from 0$"):
+        pick_device(True, [2])
+    with pytest.raises(InputError,
+                       match=r"^device\.device_ids is \[0, 1\]: several GPUs need several processes, which "
+                       r"alexnet_train starts in a shell; here give one id$"):
+        pick_device(True, [0, 1])
 
 
 def test_gpu_id_beyond_the_count_exits_2(tmp_path, monkeypatch, capsys, final, pictures):
     gpus(monkeypatch, 1)
     wrong = settings({"device.use_cuda": True, "device.device_ids": [3]})
-    for main, name, argv in ((train.main, "alexnet_train", tiny(tmp_path / "out")), (inference.main, "alexnet_predict", ["--checkpoint", str(final), "--image", str(pictures / "000.png")])):
+    for main, name, argv in ((train.main, "alexnet_train", tiny(tmp_path / "out")),
+                             (inference.main, "alexnet_predict",
+                              ["--checkpoint", str(final), "--image", str(pictures / "000.png")])):
         capsys.readouterr()
         assert main([*argv, *wrong]) == 2
         assert capsys.readouterr().err == f"{name}: device.device_ids names GPU 3, but there are 1, numbered from 0\n"
@@ -294,7 +330,9 @@ def test_use_cuda_without_cuda_works(tmp_path, monkeypatch, capsys, no_panels):
     "`use_cuda: true` means: if there is one. The ids are then not read, and the device is printed."
     gpus(monkeypatch, 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert train.main([*tiny(tmp_path, training__num_epochs=1), *settings({"device.use_cuda": True, "device.device_ids": [3, 4]})]) == 0
+    assert train.main([*tiny(tmp_path,
+                             training__num_epochs=1),
+                       *settings({"device.use_cuda": True, "device.device_ids": [3, 4]})]) == 0
     assert "device: cpu (" in capsys.readouterr().out
 
 
@@ -312,7 +350,8 @@ def test_workers_change_nothing(tmp_path, no_panels):
     "The same losses with no worker and with two."
     losses = []
     for workers in (0, 2):
-        assert train.main([*tiny(tmp_path / str(workers), data__num_workers=workers), "--set", "training.num_epochs=1"]) == 0
+        assert train.main([*tiny(tmp_path / str(workers),
+                                 data__num_workers=workers), "--set", "training.num_epochs=1"]) == 0
         losses.append([row["loss"] for row in lines(tmp_path / str(workers))])
     assert losses[0] == losses[1] and len(losses[0]) == STEPS
 

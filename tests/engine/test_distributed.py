@@ -1,4 +1,5 @@
-"Several processes make one run: the same losses as one process, one writer, one decision, and a resume with any number of them."
+"""Several processes make one run: the same losses as one process, one writer, one decision, and a resume with
+any number of them."""
 import json
 import os
 import signal
@@ -26,15 +27,18 @@ from alexnet_nb.engine.loaders import EpochBatches
 from alexnet_nb.engine.processes import _World, launch, share
 from common import STEPS, TESTS, differences, lines, load, one_step, tiny
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt", reason="needs torch.distributed with gloo, and POSIX signals")
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name == "nt",
+                                reason="needs torch.distributed with gloo, and POSIX signals")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 THREE = dict(training__num_epochs=3)
 
 
 def torchrun(*argv, processes: int = 2, options=(), **more) -> subprocess.Popen:
     "Start a module or a script in several processes."
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options, *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, **more)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               str(processes), *options, *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+                            **more)
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -52,7 +56,8 @@ def train_by_two(*argv) -> str:
 
 @given(st.integers(1, 60), st.integers(1, 17), st.integers(1, 9), st.booleans())
 def test_shares_are_the_batches_cut(n, batch_size, size, drop_last):
-    parts = [list(EpochBatches(np.arange(n), batch_size, 3, drop_last, partial(share, rank=r, size=size))) for r in range(size)]
+    parts = [list(EpochBatches(np.arange(n), batch_size, 3, drop_last, partial(share, rank=r, size=size)))
+             for r in range(size)]
     whole = EpochBatches(np.arange(n), batch_size, 3, drop_last)
     assert [sum(shares, []) for shares in zip(*parts)] == list(whole)
     assert [whole.images_in(b) for b in range(len(whole))] == [len(batch) for batch in whole]
@@ -62,15 +67,20 @@ def test_shares_are_the_batches_cut(n, batch_size, size, drop_last):
 # ---------------------------------------------------------------- the same numbers
 
 def numbers(folder: Path, dtype: str, epochs: int = 3) -> dict:
-    "The config of a run whose steps are compared: no dropout; 41 images in batches of 8, so that one share of the last batch is empty."
-    given = dict(model=dict(width=1 / 24, dropout=0.0), data=dict(dataset="drawings", train_images=41, val_images=10, test_images=10, recipe="paper"),
+    """The config of a run whose steps are compared: no dropout; 41 images in batches of 8, so that one share
+    of the last batch is empty."""
+    given = dict(model=dict(width=1 / 24, dropout=0.0),
+                 data=dict(dataset="drawings", train_images=41, val_images=10, test_images=10,
+                           recipe="paper"),
                  training=dict(num_epochs=epochs, batch_size=8, warmup_steps=3, learning_rate=0.03, seed=5),
-                 paths=dict(output_dir=str(folder), checkpoint_dir=str(folder), log_dir=str(folder)), device=dict(use_cuda=False, precision="fp32"))
+                 paths=dict(output_dir=str(folder), checkpoint_dir=str(folder), log_dir=str(folder)),
+                 device=dict(use_cuda=False, precision="fp32"))
     return dict(config=given, dtype=dtype)
 
 
 def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[float], torch.Tensor]:
-    "Losses of twenty steps and the weights after them; with `halves` each batch goes through the network in two parts."
+    """Losses of twenty steps and the weights after them; with `halves` each batch goes through the network in
+    two parts."""
     from alexnet_nb.engine.processes import all_reduce_sum, replicated, world_size
     cfg, kind, losses = make_config(config), getattr(torch, dtype), []
     run = engine_setup.start(cfg)
@@ -83,15 +93,18 @@ def twenty_steps(config: dict, dtype: str, halves: bool = False) -> tuple[list[f
             n, x = batches.images_in(run.progress.batch), x.to(kind)
             if halves:
                 run.optimizer.zero_grad()
-                train.set_rate(run.optimizer, run.scheduler.get_last_lr(), run.progress.step, run.options.warmup_steps)
-                parts = [F.cross_entropy(run.model(x[part]), y[part], reduction="sum") / n for part in (share(n, 0, 2), share(n, 1, 2))]
+                train.set_rate(run.optimizer, run.scheduler.get_last_lr(), run.progress.step,
+                               run.options.warmup_steps)
+                parts = [F.cross_entropy(run.model(x[part]), y[part], reduction="sum") / n
+                         for part in (share(n, 0, 2), share(n, 1, 2))]
                 for part in parts: part.backward()
                 run.optimizer.step()
                 loss = sum(part.detach() for part in parts)
             else: loss, _ = one_step(run, x, y)
             losses.append(all_reduce_sum(loss / world_size()).item())
             run.progress.step, run.progress.batch = run.progress.step + 1, run.progress.batch + 1
-            if len(losses) == 20: return losses, torch.cat([p.detach().flatten() for p in run.model.parameters()])
+            if len(losses) == 20:
+                return losses, torch.cat([p.detach().flatten() for p in run.model.parameters()])
         run.progress.epoch += 1
 
 
@@ -112,7 +125,8 @@ def by_two(tmp_path_factory):
     "Twenty steps in 64 and in 32 bits by two processes: {name: [(losses, weights) of each]}."
     out = tmp_path_factory.mktemp("by_two")
     given = {name: numbers(out, name) for name in ("float64", "float32")}
-    (out / "script.py").write_text(SCRIPT.format(tests=[str(TESTS), str(Path(__file__).parent)], given=json.dumps(given), out=out))
+    (out / "script.py").write_text(SCRIPT.format(tests=[str(TESTS), str(Path(__file__).parent)],
+                                                 given=json.dumps(given), out=out))
     code, _, err = ended(torchrun(out / "script.py"))
     assert code == 0, err[-3000:]
     return {name: [torch.load(out / f"{name}.{r}", weights_only=True) for r in (0, 1)] for name in given}
@@ -148,10 +162,13 @@ CLOCK = ("progress.seconds", "config.paths", "config.training.checkpoint_minutes
 
 
 def test_one_writer(straight):
-    assert len(list((straight / "tblogs").iterdir())) == 1 and len(list((straight / "tblogs/run-001/train").iterdir())) == 1
-    assert [row["step"] for row in lines(straight)] == list(range(1, 3 * STEPS + 1)) and [row["epoch"] for row in lines(straight, "epochs")] == [1, 2, 3]
+    assert (len(list((straight / "tblogs").iterdir())) == 1
+            and len(list((straight / "tblogs/run-001/train").iterdir())) == 1)
+    assert ([row["step"] for row in lines(straight)] == list(range(1, 3 * STEPS + 1))
+            and [row["epoch"] for row in lines(straight, "epochs")] == [1, 2, 3])
     result = json.loads((straight / "results.json").read_text())
-    assert result["processes"] == 2 and result["train_images"] == 48 and result["test_images"] == 20 and sum(map(sum, result["confusion"])) == 20
+    assert (result["processes"] == 2 and result["train_images"] == 48 and result["test_images"] == 20
+            and sum(map(sum, result["confusion"])) == 20)
     assert len(load(straight / "models/alexnet_final.pkl")["random_others"]) == 1
 
 
@@ -202,12 +219,15 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 @needs_proc
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_starts_again_after_one_is_killed(rank, straight, tmp_path):
-    process = torchrun("-m", "alexnet_nb.train", *tiny(tmp_path, **THREE, training__checkpoint_minutes=1e-9), options=["--max-restarts", "2"])
+    process = torchrun("-m", "alexnet_nb.train", *tiny(tmp_path, **THREE, training__checkpoint_minutes=1e-9),
+                       options=["--max-restarts", "2"])
     wait_for_steps(process, tmp_path, STEPS + 1)
     os.kill(children(process.pid)[rank], signal.SIGKILL)
     code, out, err = ended(process)
-    assert code == 0 and [out.count(f"epoch {e} of 3") for e in (1, 2, 3)] == [1, 1, 1], err[-3000:]  # it went on, and did not begin anew
-    assert differences(*(load(folder / "models/alexnet_final.pkl") for folder in (tmp_path, straight)), but=CLOCK) == []
+    # it went on, and did not begin anew
+    assert code == 0 and [out.count(f"epoch {e} of 3") for e in (1, 2, 3)] == [1, 1, 1], err[-3000:]
+    assert differences(*(load(folder / "models/alexnet_final.pkl")
+                         for folder in (tmp_path, straight)), but=CLOCK) == []
     for kind in ("steps", "epochs"): assert lines(tmp_path, kind) == lines(straight, kind)
 
 
@@ -216,14 +236,17 @@ LAUNCHER = "import sys; from alexnet_nb.engine.processes import launch; sys.exit
 
 def launched(*argv) -> subprocess.Popen:
     "What a config with two GPUs starts, on the CPU."
-    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *map(str, argv)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=ENV)
 
 
 @pytest.mark.parametrize("place, says", [(0, "alexnet_train: no such folder\n"), (1, "")])
 def test_each_machine_says_once_what_it_lacks(place, says, monkeypatch, tmp_path, capsys):
     "Of the processes of another machine, the first; the leader cannot know."
     def lacking(args): raise InputError("no such folder")
-    for name, value in dict(find_world=lambda: _World(2 + place, 4, place, 2), process_group=lambda *args: nullcontext(), leader=lambda: False, _train=lacking).items(): monkeypatch.setattr(engine_train_command, name, value)
+    for name, value in dict(find_world=lambda: _World(2 + place, 4, place, 2),
+                            process_group=lambda *args: nullcontext(), leader=lambda: False,
+                            _train=lacking).items(): monkeypatch.setattr(engine_train_command, name, value)
     assert train.main(tiny(tmp_path)) == 2 and capsys.readouterr().err == says
 
 
@@ -260,7 +283,8 @@ def test_the_threads_of_the_group_end_with_it(how, tmp_path):
 
 
 def test_who_ends_last_may_write_first(tmp_path):
-    "Stopped, all end with a code that is not 0; the leader, who has files to write, is not cut off because another was quicker."
+    """Stopped, all end with a code that is not 0; the leader, who has files to write, is not cut off because
+    another was quicker."""
     code = f"import os, sys, time\nif os.environ['RANK'] == '0':\n    time.sleep(0.7)\n    open({str(tmp_path / 'last words')!r}, 'w').close()\nsys.exit(130)"
     assert launch(2, [sys.executable, "-c", code]) == 130
     assert (tmp_path / "last words").exists()
@@ -273,7 +297,8 @@ def test_who_cannot_all_be_started_are_ended(monkeypatch):
         started.append(real(*args, **how))
         return started[0]
     monkeypatch.setattr("alexnet_nb.engine.processes.subprocess.Popen", second_fails)
-    with pytest.raises(OSError, match="no more"): launch(2, [sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(OSError, match="no more"):
+        launch(2, [sys.executable, "-c", "import time; time.sleep(60)"])
     assert started[0].wait(timeout=20) != 0
 
 
@@ -283,11 +308,13 @@ def test_a_signal_to_the_launcher_stops_all(tmp_path):
     process.send_signal(signal.SIGTERM)
     code, out, err = ended(process)
     assert code == 143 and "Traceback" not in err, err[-2000:]
-    assert out.splitlines()[-1].startswith("stopped (SIGTERM) after ") and load(tmp_path / "models/alexnet_last.pkl")["total_steps"] == len(lines(tmp_path))
+    assert (out.splitlines()[-1].startswith("stopped (SIGTERM) after ")
+            and load(tmp_path / "models/alexnet_last.pkl")["total_steps"] == len(lines(tmp_path)))
 
 
 def test_bad_input_is_said_once(tmp_path):
-    code, _, err = ended(launched(*tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(tmp_path / "nowhere"))))
+    code, _, err = ended(launched(*tiny(tmp_path / "out", data__dataset="ImageFolder",
+                                        data__data_dir=str(tmp_path / "nowhere"))))
     said = [line for line in err.splitlines() if "alexnet_train" in line]
     assert code == 2 and len(said) == 1 and "no such folder" in said[0] and "Traceback" not in err, err[-2000:]
 
@@ -307,7 +334,8 @@ def test_processes_without_their_launcher_stop_with_a_checkpoint(tmp_path):
     wait_for_steps(process, tmp_path, 2)
     ours, until = children(process.pid), time.monotonic() + 100
     process.kill()
-    while any(Path(f"/proc/{pid}").exists() for pid in ours.values()) and time.monotonic() < until: time.sleep(0.05)
+    while any(Path(f"/proc/{pid}").exists() for pid in ours.values()) and time.monotonic() < until:
+        time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in ours.values())
     assert load(tmp_path / "models/alexnet_last.pkl")["total_steps"] == len(lines(tmp_path))
 
@@ -323,7 +351,8 @@ def two_gpus(monkeypatch):
 
 def test_ids_in_a_config_start_a_process_each(two_gpus, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(engine_train_command, "launch", lambda size, command: asked.append((size, command)) or 0)
+    monkeypatch.setattr(engine_train_command, "launch", lambda size, command: asked.append((size, command))
+                        or 0)
     argv = [*tiny(tmp_path, device__use_cuda=True), "--set", "device.device_ids=[0, 1]"]
     assert train.main(argv) == 0
     assert asked == [(2, [sys.executable, "-m", "alexnet_nb.train", *argv])]
@@ -348,4 +377,5 @@ def test_an_id_that_is_not_there_is_refused_before(two_gpus, monkeypatch, tmp_pa
 def test_fewer_images_than_processes(monkeypatch, tmp_path):
     monkeypatch.setattr(engine_setup, "world_size", lambda: 9)
     monkeypatch.setattr(engine_setup, "by_leader", lambda work, then_all=False: work())
-    with pytest.raises(base_errors.InputError, match="training.batch_size is 8, but 9 processes share it"): engine_setup.start(make_config(numbers(tmp_path, "float32")["config"]))
+    with pytest.raises(base_errors.InputError, match="training.batch_size is 8, but 9 processes share it"):
+        engine_setup.start(make_config(numbers(tmp_path, "float32")["config"]))

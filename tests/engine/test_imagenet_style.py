@@ -32,18 +32,21 @@ def tree(tmp_path_factory) -> Path:
     bodies = []
     for k in range(40):
         w, h = SHAPES[k % len(SHAPES)]
-        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).convert("L" if k % 7 == 0 else "RGB").save(out := io.BytesIO(), "JPEG", quality=60)
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).convert("L" if k % 7 == 0
+            else "RGB").save(out := io.BytesIO(), "JPEG", quality=60)
         bodies.append(out.getvalue())
     for part, some in (("train", (1, 4)), ("test", (1, 2))):
         for c, name in enumerate(CLASSES):
             (folder := root / part / name).mkdir(parents=True)
-            for k in range(int(rng.integers(*some))): (folder / f"{name}_{k}.JPEG").write_bytes(bodies[(7 * c + k) % 40])
+            for k in range(int(rng.integers(*some))):
+                (folder / f"{name}_{k}.JPEG").write_bytes(bodies[(7 * c + k) % 40])
     return root
 
 
 def thousand(tree: Path, out: Path, **changes) -> list[str]:
     "A few steps of the paper's recipe, tiny."
-    return tiny(out, **dict(model__num_classes=1000, data__dataset="ImageFolder", data__data_dir=str(tree), data__recipe="paper", data__train_images=32, data__val_images=20,
+    return tiny(out, **dict(model__num_classes=1000, data__dataset="ImageFolder", data__data_dir=str(tree),
+                            data__recipe="paper", data__train_images=32, data__val_images=20,
                             data__test_images=40, training__num_epochs=1) | changes)
 
 
@@ -62,7 +65,8 @@ def final(trained_on_it) -> Path: return trained_on_it / "models" / "alexnet_fin
 def test_folders(tree):
     images = base_pictures.read_folder(tree / "train")
     assert images.classes == CLASSES and 1000 < len(images) < 3000
-    assert set(np.bincount(images.labels)) == {1, 2, 3} and {images[k].size for k in range(300)} == set(SHAPES)
+    assert (set(np.bincount(images.labels)) == {1, 2, 3}
+            and {images[k].size for k in range(300)} == set(SHAPES))
     fit, held = data.split(images.labels, 200, seed=0)
     assert len(held) == 200 and len(fit) + len(held) == len(images)
 
@@ -72,8 +76,10 @@ def test_training(trained_on_it, tree):
     assert result["finished"] and result["total_steps"] == 4 and result["test_images"] == 40
     assert np.log(1000) * .9 < result["steps"][0]["loss"] < np.log(1000) * 1.2
     assert 0 <= result["test_accuracy"] <= result["test_accuracy_top5"] <= 1
-    assert tuple(saved["classes"]) == CLASSES and saved["recipe"]["short_side"] == 256 and saved["recipe"]["size"] == 227
-    assert saved["model"]["classifier.6.bias"].shape == (1000,) and np.array(result["confusion"]).shape == (1000, 1000)
+    assert (tuple(saved["classes"]) == CLASSES and saved["recipe"]["short_side"] == 256
+            and saved["recipe"]["size"] == 227)
+    assert (saved["model"]["classifier.6.bias"].shape == (1000,)
+            and np.array(result["confusion"]).shape == (1000, 1000))
 
 
 def test_resume(trained_on_it, tree, tmp_path, no_panels):
@@ -93,7 +99,8 @@ def test_top_k_is_counted_right():
         p, labels = torch.randn(50, classes).softmax(1), torch.arange(50) % classes
         result = train.Evaluation(0., 0., p, labels, torch.arange(50))
         for k in (1, 5):
-            by_hand = np.mean([int(label in np.argsort(-row)[:k]) for row, label in zip(p.numpy(), labels.tolist())])
+            by_hand = np.mean([int(label in np.argsort(-row)[:k])
+                               for row, label in zip(p.numpy(), labels.tolist())])
             assert result.accuracy_at(k) == pytest.approx(by_hand)
         assert classes > 5 or result.accuracy_at(5) == 1
 
@@ -104,11 +111,15 @@ def test_top_five_is_only_told_where_it_means_something(tmp_path):
         for part in ("train", "test"):
             for c in range(classes):
                 (root / part / f"c{c}").mkdir(parents=True)
-                for k in range(4): Image.new("RGB", (9 + c, 9 + k), (40 * c, 0, 60 * k)).save(root / part / f"c{c}" / f"{k}.png")
+                for k in range(4):
+                    Image.new("RGB", (9 + c, 9 + k),
+                              (40 * c, 0, 60 * k)).save(root / part / f"c{c}" / f"{k}.png")
         out = root / "out"
         with pytest.MonkeyPatch.context() as m:
             m.setattr(engine_run, "write_panels", lambda *args: None)
-            assert train.main(tiny(out, data__dataset="ImageFolder", data__data_dir=str(root), model__num_classes=classes, data__train_images=None, data__test_images=None,
+            assert train.main(tiny(out, data__dataset="ImageFolder", data__data_dir=str(root),
+                                   model__num_classes=classes, data__train_images=None,
+                                   data__test_images=None,
                                    data__val_images=4, training__num_epochs=1)) == 0
         assert ("test_accuracy_top5" in json.loads((out / "results.json").read_text())) == there
 
@@ -128,7 +139,9 @@ def test_crops_of_227_out_of_256(tree):
 
 def lines(capsys, argv) -> list[str]:
     capsys.readouterr()
-    assert inference.main([*map(str, argv), "--set", "device.use_cuda=false", "--set", "device.precision=fp32"]) == 0
+    assert inference.main([*map(str,
+                                argv), "--set", "device.use_cuda=false", "--set",
+                           "device.precision=fp32"]) == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -136,48 +149,63 @@ def test_prediction_for_people(tree, final, capsys):
     "One line, the five best, or all thousand; the same numbers in each."
     picture = tree / "test" / CLASSES[2] / f"{CLASSES[2]}_0.JPEG"
     base = ["--checkpoint", final, "--image", picture, "--ten-views"]
-    one, five, every = lines(capsys, base), lines(capsys, [*base, "--top", "5"]), lines(capsys, [*base, "--show-all-probs"])
+    one, five, every = lines(capsys, base), lines(capsys, [*base, "--top", "5"]), lines(capsys,
+        [*base, "--show-all-probs"])
     assert len(one) == 1 and len(five) == 6 and len(every) == 1001
-    assert one == five[:1] == every[:1] and [line.split() for line in five] == [line.split() for line in every[:6]]
+    assert (one == five[:1] == every[:1]
+            and [line.split() for line in five] == [line.split() for line in every[:6]])
     shares = [float(line.split()[-1].rstrip("%")) for line in every[1:]]
-    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=.06) and {line.split()[0] for line in every[1:]} == set(CLASSES)
+    assert (shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=.06)
+            and {line.split()[0] for line in every[1:]} == set(CLASSES))
     assert lines(capsys, [*base, "--top", "5000"]) == every
 
 
 def test_top_needs_a_number(capsys):
     for value in ("0", "-1", "five", "1.5", "", "\u00b2", "00"):
-        with pytest.raises(SystemExit) as e: inference.main(["--checkpoint", "a", "--image", "b", f"--top={value}"])
+        with pytest.raises(SystemExit) as e:
+            inference.main(["--checkpoint", "a", "--image", "b", f"--top={value}"])
         assert e.value.code == 2 and f"{value} is not a whole number above 0" in capsys.readouterr().err
-    assert inference.main(["--checkpoint", "a", "--image", "b", "--top", "9" * 5000]) == 2   # more than Python turns into a number at once
+    # more than Python turns into a number at once
+    assert inference.main(["--checkpoint", "a", "--image", "b", "--top", "9" * 5000]) == 2
     assert capsys.readouterr().err == "alexnet_predict: b: no such file; check the path\n"
-    with pytest.raises(SystemExit): inference.main(["--checkpoint", "a", "--image", "b", "--top", "3", "--show-all-probs"])
+    with pytest.raises(SystemExit):
+        inference.main(["--checkpoint", "a", "--image", "b", "--top", "3", "--show-all-probs"])
 
 
 def test_prediction_for_programs(tree, final, capsys, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for k in range(8): (folder / f"{k}.jpg").write_bytes(next((tree / "test" / CLASSES[k]).iterdir()).read_bytes())
-    rows = json.loads("\n".join(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--json", "--ten-views"])))
-    table = list(csv.DictReader(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--csv", "--ten-views"])))
-    assert len(rows) == len(table) == 8 and all(len(row["probabilities"]) == 1000 for row in rows) and len(table[0]) == 1003
+    for k in range(8):
+        (folder / f"{k}.jpg").write_bytes(next((tree / "test" / CLASSES[k]).iterdir()).read_bytes())
+    rows = json.loads("\n".join(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--json",
+                                               "--ten-views"])))
+    table = list(csv.DictReader(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--csv",
+                                               "--ten-views"])))
+    assert (len(rows) == len(table) == 8 and all(len(row["probabilities"]) == 1000 for row in rows)
+            and len(table[0]) == 1003)
     classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="fp32")
     for row, other in zip(rows, table):
         p = inference.predict(classifier, base_pictures.open_rgb(row["path"]), 10)
-        assert row["prediction"] == other["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
-        torch.testing.assert_close(torch.tensor([row["probabilities"][name] for name in CLASSES]), p, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(torch.tensor([float(other[name]) for name in CLASSES]), p, rtol=1e-3, atol=1e-6)
+        assert row["prediction"] == other["prediction"] == max(row["probabilities"],
+                                                               key=row["probabilities"].get)
+        torch.testing.assert_close(torch.tensor([row["probabilities"][name] for name in CLASSES]), p,
+                                   rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(torch.tensor([float(other[name]) for name in CLASSES]), p, rtol=1e-3,
+                                   atol=1e-6)
 
 
 def test_checkpoint_of_somebody_else(tmp_path):
     "Six keys, names with `module.`, a thousand outputs: the classes are numbers."
     torch.manual_seed(0)
     state = AlexNet(num_classes=1000, width=1 / 24).state_dict()
-    torch.save(dict(model={f"module.{name}": w for name, w in state.items()}, epoch=1, total_steps=1, optimizer={}, scheduler={}, seed=0), tmp_path / "theirs.pkl")
+    torch.save(dict(model={f"module.{name}": w for name, w in state.items()}, epoch=1, total_steps=1,
+                    optimizer={}, scheduler={}, seed=0), tmp_path / "theirs.pkl")
     checkpoint = read_checkpoint(tmp_path / "theirs.pkl")
     assert stored_classes(checkpoint) == tuple(map(str, range(1000)))
     assert build_model(checkpoint)(torch.zeros(1, 3, 227, 227)).shape == (1, 1000)
     classifier = engine_predict_command.load_classifier(tmp_path / "theirs.pkl", torch.device("cpu"))
-    assert inference.predict(classifier, Image.new("RGB", (50, 40))).shape == (1000,) and classifier.recipe == data.usual_recipe()
+    assert (inference.predict(classifier, Image.new("RGB", (50, 40))).shape == (1000,)
+            and classifier.recipe == data.usual_recipe())
 
 
 def test_what_is_refused_is_refused_in_a_short_line(tree, final, tmp_path, capsys):
@@ -195,7 +223,8 @@ def test_a_matrix_of_a_thousand_classes_is_drawn_without_their_names():
     figure = base_plots.matrix_figure(torch.eye(1000, dtype=torch.int64), CLASSES)
     figure.canvas.draw()
     assert len(figure.axes[0].get_xticklabels()) < 30
-    names = base_plots.matrix_figure(torch.eye(10, dtype=torch.int64), base_pictures.CLASSES).axes[0].get_yticklabels()
+    names = base_plots.matrix_figure(torch.eye(10, dtype=torch.int64),
+                                     base_pictures.CLASSES).axes[0].get_yticklabels()
     assert [label.get_text() for label in names] == list(base_pictures.CLASSES)
 
 

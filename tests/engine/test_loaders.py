@@ -10,8 +10,10 @@ from alexnet_nb.base.pictures import stack_pixels
 from alexnet_nb.data import Recipe, paper_recipe
 from alexnet_nb.engine.loaders import DeviceLoader, EpochBatches, PreparedImages, make_loader
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
-COLOUR = paper_recipe(227, torch.tensor([0.49, 0.48, 0.45]), torch.tensor([[0.06, 0.055, 0.05], [0.055, 0.06, 0.055], [0.05, 0.055, 0.07]])).colour
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                                reason="needs a CUDA device"))]
+COLOUR = paper_recipe(227, torch.tensor([0.49, 0.48, 0.45]),
+                      torch.tensor([[0.06, 0.055, 0.05], [0.055, 0.06, 0.055], [0.05, 0.055, 0.07]])).colour
 
 PICTURES = drawings(26, seed=3)
 SMALL = {"usual": Recipe(48), "paper": Recipe(48, short_side=56, colour=COLOUR)}
@@ -21,7 +23,8 @@ def both_loaders(recipe, seed, drop_last=False, workers=0, device="cpu", epoch=0
     "Everything that the usual loader and ours give, of 22 of 26 pictures in batches of 8."
     given = []
     for make in (lambda b: make_loader(PreparedImages(PICTURES, recipe, seed), b, workers),
-                 lambda b: DeviceLoader(stack_pixels(PICTURES, 1 << 20).to(device), PICTURES.labels, recipe, b, seed)):
+                 lambda b: DeviceLoader(stack_pixels(PICTURES, 1 << 20).to(device), PICTURES.labels, recipe,
+                                        b, seed)):
         batches = EpochBatches(np.arange(2, 24), 8, seed, drop_last)
         batches.epoch, batches.start = epoch, start
         loader = make(batches)
@@ -45,7 +48,8 @@ def assert_loaders_alike(**options) -> list:
 @pytest.mark.parametrize("name", SMALL)
 def test_loader_is_the_usual_one(name, device):
     for seed, drop_last, epoch, start in product((None, 42), (False, True), (0, 5), (0, 1)):
-        ours = assert_loaders_alike(recipe=SMALL[name], seed=seed, drop_last=drop_last, device=device, epoch=epoch, start=start)
+        ours = assert_loaders_alike(recipe=SMALL[name], seed=seed, drop_last=drop_last, device=device,
+                                    epoch=epoch, start=start)
         assert [len(y) for _, y, _ in ours] == [8, 8, 6][start:2 if drop_last else 3]
 
 
@@ -62,7 +66,8 @@ def test_loader_leaves_the_global_streams_alone():
 
 def test_loader_goes_on_in_a_later_epoch():
     "The sampler's epoch and start are read anew each time the loader is gone through."
-    loader = DeviceLoader(stack_pixels(PICTURES, 1 << 20), PICTURES.labels, SMALL["usual"], EpochBatches(np.arange(26), 8, 1), 1)
+    loader = DeviceLoader(stack_pixels(PICTURES, 1 << 20), PICTURES.labels, SMALL["usual"],
+                          EpochBatches(np.arange(26), 8, 1), 1)
     first = [i.tolist() for _, _, i in loader]
     loader.batch_sampler.epoch, loader.batch_sampler.start = 1, 2
     assert len(loader) == 2 and [i.tolist() for _, _, i in loader] != first[2:]

@@ -1,4 +1,5 @@
-"Folders: threads, batches and 16 bits give the answers that one picture at a time gives, in order, and hold little in memory."
+"""Folders: threads, batches and 16 bits give the answers that one picture at a time gives, in order, and hold
+little in memory."""
 import subprocess
 import sys
 import threading
@@ -34,17 +35,23 @@ def one_by_one(classifier, paths, views: int = 1) -> list[engine_predict_command
     "The plain way."
     answers = []
     for path in paths:
-        try: answers.append(engine_predict_command.Prediction(str(path), inference.predict(classifier, open_rgb(path), views).tolist()))
+        try:
+            answers.append(engine_predict_command.Prediction(str(path),
+                                                             inference.predict(classifier, open_rgb(path),
+                                                                               views).tolist()))
         except InputError as e: answers.append(engine_predict_command.Prediction(str(path), error=str(e)))
     return answers
 
 
 def assert_same(fast, plain) -> None:
-    "The same files in the same order, the same errors, and probabilities within 1e-6 (they are float32 and at most one)."
+    """The same files in the same order, the same errors, and probabilities within 1e-6 (they are float32 and
+    at most one)."""
     fast = list(fast)
     assert [(a.path, a.error) for a in fast] == [(b.path, b.error) for b in plain]
     for a, b in zip(fast, plain):
-        if a.error is None: assert a.probabilities == pytest.approx(b.probabilities, rel=0, abs=1e-6) and sum(a.probabilities) == pytest.approx(1, abs=1e-6)
+        if a.error is None:
+            assert (a.probabilities == pytest.approx(b.probabilities, rel=0, abs=1e-6)
+                    and sum(a.probabilities) == pytest.approx(1, abs=1e-6))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,8 @@ def mixed(tmp_path_factory):
     "Twenty files: drawings, other sizes, photographs large and long, and broken ones in their midst."
     folder = tmp_path_factory.mktemp("mixed")
     paths, rng = save_drawings(folder, 20), np.random.default_rng(0)
-    for i, (width, height) in {4: (48, 20), 5: (500, 300), 6: (227, 227), 11: (1, 1), 12: (226, 228), 13: (640, 100)}.items():
+    for i, (width, height) in {4: (48, 20), 5: (500, 300), 6: (227, 227), 11: (1, 1), 12: (226, 228),
+                               13: (640, 100)}.items():
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(paths[i])
     paths[3].write_bytes(b"no image")
     paths[9].write_bytes(b"")
@@ -62,7 +70,8 @@ def mixed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(short_side=256, std=(1 / 255,) * 3)], ids=["squashed", "cropped"])
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(short_side=256, std=(1 / 255,) * 3)],
+                         ids=["squashed", "cropped"])
 def test_batches_say_what_single_pictures_say(mixed, batch_size, recipe):
     classifier = classifier_of(recipe=recipe)
     plain = one_by_one(classifier, mixed)
@@ -73,28 +82,33 @@ def test_batches_say_what_single_pictures_say(mixed, batch_size, recipe):
 @pytest.mark.parametrize("recipe", [Recipe(224), Recipe(short_side=256)], ids=["squashed", "cropped"])
 def test_ten_views_in_batches(mixed, recipe):
     classifier = classifier_of(recipe=recipe, image_dim=recipe.size)
-    assert_same(engine_predict_command.predict_files(classifier, mixed[2:13], views=10, batch_size=30), one_by_one(classifier, mixed[2:13], views=10))
+    assert_same(engine_predict_command.predict_files(classifier, mixed[2:13], views=10, batch_size=30),
+                one_by_one(classifier, mixed[2:13], views=10))
 
 
 def test_a_batch_of_one_size_is_prepared_at_once(pictures, monkeypatch):
     sizes = []
     original = engine_predict_command.prepare_batch
-    monkeypatch.setattr(engine_predict_command, "prepare_batch", lambda pixels, recipe: sizes.append(tuple(pixels.shape)) or original(pixels, recipe))
+    monkeypatch.setattr(engine_predict_command, "prepare_batch",
+                        lambda pixels, recipe: sizes.append(tuple(pixels.shape)) or original(pixels, recipe))
     paths = engine_predict_command.folder_images(pictures)
     assert len(list(engine_predict_command.predict_files(classifier_of(), paths, batch_size=4))) == 6
     assert sizes == [(4, 3, 32, 32), (2, 3, 32, 32)]
     image = open_rgb(paths[0])
-    assert torch.equal(engine_predict_command._prepared([engine_predict_command._read(paths[0], Recipe())], Recipe(), CPU)[0], prepare(image, Recipe()))
+    assert torch.equal(engine_predict_command._prepared([engine_predict_command._read(paths[0], Recipe())],
+                                                        Recipe(), CPU)[0], prepare(image, Recipe()))
 
 
 def test_ten_views_are_the_corners_the_centre_and_their_mirrors():
     "Against crops of the prepared picture at 256 pixels."
     image = drawings(1, 3)[0].resize((60, 44))
     large, views = prepare(image, Recipe(256)), inference.ten_views(image, Recipe())
-    for view, (top, left) in zip(views, [(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)]): assert torch.equal(view, large[:, top:top + 227, left:left + 227])
+    for view, (top, left) in zip(views, [(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)]):
+        assert torch.equal(view, large[:, top:top + 227, left:left + 227])
     assert torch.equal(views[5:], views[:5].flip(-1)) and views.shape == (10, 3, 227, 227)
     for views in (0, 5):
-        with pytest.raises(ValueError, match="must be 1 or 10"): list(engine_predict_command.predict_files(classifier_of(), ["a.png"], views))
+        with pytest.raises(ValueError, match="must be 1 or 10"):
+            list(engine_predict_command.predict_files(classifier_of(), ["a.png"], views))
 
 
 def test_nothing_to_read_is_no_error():
@@ -145,7 +159,8 @@ def test_few_pictures_are_in_memory(tmp_path, monkeypatch):
             most = max(most, len(alive))
         return read(path, recipe)
     monkeypatch.setattr(engine_predict_command, "_read", counted)
-    for answer in engine_predict_command.predict_files(classifier_of(1 / 24), paths, batch_size=4): alive.discard(next(p for p in alive if str(p) == answer.path))
+    for answer in engine_predict_command.predict_files(classifier_of(1 / 24), paths, batch_size=4):
+        alive.discard(next(p for p in alive if str(p) == answer.path))
     assert not alive and most <= 12
 
 
@@ -186,7 +201,8 @@ def test_bf16_names_the_same_class(learned, unseen):
     full, half = answers(learned, unseen, "fp32"), answers(learned, unseen, "bf16")
     right = (full.argmax(1) == torch.arange(300) % 10).float().mean().item()
     same = (full.argmax(1) == half.argmax(1)).float().mean().item()
-    print(f"{right:.1%} right; bf16 names the same class for {same:.1%}; largest difference {(full - half).abs().max():.4f}")
+    print(f"{right:.1%} right; bf16 names the same class for {same:.1%}; largest difference "
+          f"{(full - half).abs().max():.4f}")
     assert right > 0.6, "the network has learned too little for the comparison to mean anything"
     assert not torch.equal(full, half) and half.dtype == torch.float32
     torch.testing.assert_close(half.sum(1), torch.ones(300), atol=1e-6, rtol=0)
@@ -200,15 +216,18 @@ def test_layout_changes_rounding_only(learned, unseen):
 
 def test_weights_kept_in_16_bits_are_what_autocast_computes(learned):
     "Casting the weights once gives bit for bit what autocast gives, which casts them at every batch."
-    wide, narrow = (engine_predict_command.load_classifier(learned, CPU, precision=p) for p in ("fp32", "bf16"))
-    assert {p.dtype for p in narrow.model.parameters()} == {torch.bfloat16} and {p.dtype for p in wide.model.parameters()} == {torch.float32}
+    wide, narrow = (engine_predict_command.load_classifier(learned, CPU, precision=p)
+                    for p in ("fp32", "bf16"))
+    assert ({p.dtype for p in narrow.model.parameters()} == {torch.bfloat16}
+            and {p.dtype for p in wide.model.parameters()} == {torch.float32})
     batch = torch.stack([prepare(image, Recipe()) for image in map(drawings(8, 2).__getitem__, range(8))])
     with torch.autocast("cpu", torch.bfloat16): expected = inference.probabilities(wide, batch)
     assert torch.equal(inference.probabilities(narrow, batch), expected)
 
 
 def test_precision_that_the_device_lacks_is_bad_input(learned, pictures, capsys):
-    argv = ["--checkpoint", str(learned), "--image", str(pictures / "000.png"), "--set", "device.use_cuda=false", "--set", "device.precision=fp16"]
+    argv = ["--checkpoint", str(learned), "--image", str(pictures / "000.png"), "--set",
+            "device.use_cuda=false", "--set", "device.precision=fp16"]
     assert inference.main(argv) == 2 and "fp16" in capsys.readouterr().err
 
 
@@ -216,8 +235,10 @@ def test_precision_that_the_device_lacks_is_bad_input(learned, pictures, capsys)
 def test_the_config_chooses(learned, pictures, capsys, monkeypatch, precision):
     made = []
     load = engine_predict_command.load_classifier
-    monkeypatch.setattr(engine_predict_command, "load_classifier", lambda *args, **more: made.append(load(*args, **more)) or made[-1])
-    argv = ["--checkpoint", str(learned), "--image-dir", str(pictures), "--set", "device.use_cuda=false", "--set", f"device.precision={precision}"]
+    monkeypatch.setattr(engine_predict_command, "load_classifier",
+                        lambda *args, **more: made.append(load(*args, **more)) or made[-1])
+    argv = ["--checkpoint", str(learned), "--image-dir", str(pictures), "--set", "device.use_cuda=false",
+            "--set", f"device.precision={precision}"]
     assert inference.main([*argv, "--set", "device.channels_last=false"]) == inference.main(argv) == 0
     weights = [c.model.features[4].weight for c in made]
     assert all(w.dtype == pick_precision(precision, CPU) for w in weights)
@@ -239,7 +260,8 @@ def test_bf16_on_the_real_network(cifar10_dir, all_threads):
 
 
 def test_nothing_of_the_file_is_used_later(learned, tmp_path):
-    "A classifier outlives its checkpoint, also one that is overwritten in place; torch's old format, which cannot be mapped, loads too."
+    """A classifier outlives its checkpoint, also one that is overwritten in place; torch's old format, which
+    cannot be mapped, loads too."""
     from alexnet_nb.engine.checkpoint import read_checkpoint
     path, old = tmp_path / "copy.pkl", tmp_path / "old.pkl"
     path.write_bytes(learned.read_bytes())
@@ -247,22 +269,27 @@ def test_nothing_of_the_file_is_used_later(learned, tmp_path):
     ours, oldest = (engine_predict_command.load_classifier(p, CPU) for p in (path, old))
     path.write_bytes(bytes(path.stat().st_size))
     whole = read_checkpoint(learned)["model"]
-    for name, weight in whole.items(): assert torch.equal(ours.model.state_dict()[name], weight) and torch.equal(oldest.model.state_dict()[name], weight)
+    for name, weight in whole.items():
+        assert (torch.equal(ours.model.state_dict()[name], weight)
+                and torch.equal(oldest.model.state_dict()[name], weight))
 
 
 # ---------------------------------------------------------------- files that are passed over
 
 def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, pictures, capsys, monkeypatch):
-    monkeypatch.setattr(engine_predict_command, "OTHER_PICTURES", engine_predict_command.OTHER_PICTURES | {".zzz"})
+    monkeypatch.setattr(engine_predict_command, "OTHER_PICTURES",
+                        engine_predict_command.OTHER_PICTURES | {".zzz"})
     folder = tmp_path / "phone"
     paths = save_drawings(folder, 2)
     for name in ("a.zzz", "b.ZZZ", "c.nef", "notes.txt", ".hidden.nef"): (folder / name).write_bytes(b"x")
-    assert engine_predict_command.passed_over(folder) == "2 .zzz, 1 .nef" and engine_predict_command.folder_images(folder) == paths
+    assert (engine_predict_command.passed_over(folder) == "2 .zzz, 1 .nef"
+            and engine_predict_command.folder_images(folder) == paths)
     argv = ["--checkpoint", str(learned), "--image-dir", str(folder), "--set", "device.use_cuda=false"]
     assert inference.main(argv) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 2 and err.splitlines() == [
-        f"alexnet_predict: {folder}: passed over 2 .zzz, 1 .nef, which Pillow cannot open here; save them as JPEG or PNG", "2 predicted, 0 skipped"]
+        f"alexnet_predict: {folder}: passed over 2 .zzz, 1 .nef, which Pillow cannot open here; save them "
+        "as JPEG or PNG", "2 predicted, 0 skipped"]
     for path in paths: path.unlink()
     assert inference.main(argv) == 2
     assert capsys.readouterr().err == f"alexnet_predict: {folder}: holds no image but 2 .zzz, 1 .nef, which Pillow cannot open here; save them as JPEG or PNG\n"

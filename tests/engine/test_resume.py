@@ -42,7 +42,8 @@ def straight(tmp_path_factory):
 
 def go_on(out, **changes) -> int:
     "Resume the last checkpoint, with two workers: they change nothing."
-    return train.main(["--resume", str(out / "models" / "alexnet_last.pkl"), *tiny(out, **LONG | dict(data__num_workers=2) | changes)])
+    return train.main(["--resume", str(out / "models" / "alexnet_last.pkl"),
+                       *tiny(out, **LONG | dict(data__num_workers=2) | changes)])
 
 
 def test_the_long_run_has_what_makes_resuming_hard(straight):
@@ -55,7 +56,8 @@ def test_the_long_run_has_what_makes_resuming_hard(straight):
 def test_two_plus_two_epochs_equal_four(tmp_path, straight, no_panels, capsys):
     assert train.main(tiny(tmp_path, **LONG | dict(training__num_epochs=2))) == 0
     assert train.main(["--resume", str(tmp_path / "models" / "alexnet_final.pkl"), *tiny(tmp_path, **LONG, data__num_workers=2)]) == 0
-    check_equal(tmp_path, straight, but=["config.training.num_epochs"] * (load(tmp_path / "models" / "alexnet_best.pkl")["epoch"] <= 2))
+    check_equal(tmp_path, straight,
+                but=["config.training.num_epochs"] * (load(tmp_path / "models" / "alexnet_best.pkl")["epoch"] <= 2))
     first = load(tmp_path / "models" / "alexnet_final.previous.pkl")
     assert (first["epoch"], first["total_steps"]) == (2, 2 * STEPS)
 
@@ -69,7 +71,8 @@ def test_the_linear_baseline_draws_no_numbers_of_the_run(tmp_path, straight, no_
 
 
 def test_every_file_of_events_has_a_second_of_its_own(tmp_path):
-    "TensorBoard reads files in the order of their names: second, machine, process, and a counter whose 100 comes before its 99."
+    """TensorBoard reads files in the order of their names: second, machine, process, and a counter whose 100
+    comes before its 99."""
     for step in range(3): engine_logs.Log(tmp_path, step).close()
     for part in ("train", "val"):
         seconds = [p.name.split(".")[3] for p in (tmp_path / part).iterdir()]
@@ -92,8 +95,10 @@ def signal_at(monkeypatch, where: int | str, number: int) -> None:
 
 
 @needs_kill
-@pytest.mark.parametrize("name, code, where, steps", [("SIGTERM", 143, 9, 9), ("SIGINT", 130, 12, 12), ("SIGINT", 130, 1, 1),
-                                                      ("SIGTERM", 143, "validation 2", 12), ("SIGINT", 130, "test", 24)])
+@pytest.mark.parametrize("name, code, where, steps",
+                         [("SIGTERM", 143, 9, 9), ("SIGINT", 130, 12, 12), ("SIGINT", 130, 1, 1),
+                                                      ("SIGTERM", 143, "validation 2", 12),
+                                                      ("SIGINT", 130, "test", 24)])
 def test_stopped_by_a_signal(name, code, where, steps, tmp_path, monkeypatch, straight, no_panels, capsys):
     "The step is finished, a checkpoint written, one line says how to go on; going on makes the same run."
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -102,7 +107,8 @@ def test_stopped_by_a_signal(name, code, where, steps, tmp_path, monkeypatch, st
         assert train.main(tiny(tmp_path, **LONG)) == code
     path = tmp_path / "models" / "alexnet_last.pkl"
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == f"stopped ({name}) after {steps} steps; go on with --resume {path}" and "Traceback" not in err
+    assert (out.splitlines()[-1] == f"stopped ({name}) after {steps} steps; go on with --resume {path}"
+            and "Traceback" not in err)
     assert load(path)["total_steps"] == steps and len(lines(tmp_path)) == steps
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert go_on(tmp_path) == 0
@@ -112,10 +118,12 @@ def test_stopped_by_a_signal(name, code, where, steps, tmp_path, monkeypatch, st
 @needs_kill
 @pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
 def test_real_process_ended_from_outside(name, code, tmp_path, straight, no_panels):
-    "The whole process group gets the signal, workers too, as from Ctrl-C or a cluster's scheduler, wherever the run happens to be."
+    """The whole process group gets the signal, workers too, as from Ctrl-C or a cluster's scheduler, wherever
+    the run happens to be."""
     argv = tiny(tmp_path, **LONG | EACH_STEP, data__num_workers=2)
     with open(tmp_path / "killed", "w") as err:
-        process = subprocess.Popen([sys.executable, "-m", "alexnet_nb.train", *argv], stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", "alexnet_nb.train", *argv], stdout=subprocess.PIPE,
+                                   stderr=err, text=True, start_new_session=True)
         log, deadline = tmp_path / "tblogs" / "run-001" / "steps.jsonl", time.monotonic() + 300
         while not (log.exists() and log.read_bytes().count(b"\n") >= 8):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "killed").read_text()
@@ -124,7 +132,9 @@ def test_real_process_ended_from_outside(name, code, tmp_path, straight, no_pane
         out = process.communicate(timeout=120)[0]
     assert process.returncode == code
     assert "Traceback" not in (tmp_path / "killed").read_text()
-    if name != "SIGKILL": assert out.splitlines()[-1].startswith(f"stopped ({name}) after ") and "go on with --resume" in out.splitlines()[-1]
+    if name != "SIGKILL":
+        assert (out.splitlines()[-1].startswith(f"stopped ({name}) after ")
+                and "go on with --resume" in out.splitlines()[-1])
     assert go_on(tmp_path) == 0
     check_equal(tmp_path, straight)
 
@@ -177,7 +187,8 @@ if point == "while_saving": files.torch.save = while_saving
 else: setattr(train if point == "in_a_step" else engine, place, globals()[point])
 sys.exit(train.main(argv))
 '''
-POINTS = {"in_a_step": 8, "log_ahead": 8, "while_saving": 8, "before_epoch_is_saved": 12, "between_epochs": 12, "before_final": 24, "before_mark": 24}
+POINTS = {"in_a_step": 8, "log_ahead": 8, "while_saving": 8, "before_epoch_is_saved": 12,
+          "between_epochs": 12, "before_final": 24, "before_mark": 24}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +199,8 @@ def killed(tmp_path_factory):
         while queue and len(running) < 2:
             point = queue.pop(0)
             argv = tiny(folders[point], **LONG | EACH_STEP)
-            running.append(subprocess.Popen([sys.executable, "-c", DRIVER, point, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            running.append(subprocess.Popen([sys.executable, "-c", DRIVER, point, *argv],
+                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         assert running.pop(0).wait(600) == -signal.SIGKILL
     return folders
 
@@ -243,9 +255,13 @@ def test_new_run_keeps_the_final_checkpoint_of_the_former(tmp_path, no_panels):
 
 def test_the_checkpoint_wins_and_says_so(tmp_path, trained, capsys, no_panels):
     path = trained / "models" / "alexnet_final.pkl"
-    cfg = engine_setup.resume_config(engine_checkpoint.read_checkpoint(path), {"training": {"learning_rate": 0.5, "num_epochs": 9, "seed": 1}, "data": {"num_workers": 1}, "device": {"use_cuda": True}})
+    cfg = engine_setup.resume_config(engine_checkpoint.read_checkpoint(path),
+                                     {"training": {"learning_rate": 0.5, "num_epochs": 9, "seed": 1},
+                                      "data": {"num_workers": 1}, "device": {"use_cuda": True}})
     assert (cfg.training.learning_rate, cfg.training.num_epochs, cfg.training.seed, cfg.data.num_workers, cfg.device.use_cuda) == (0.01, 9, 7, 1, True)
-    assert capsys.readouterr().out.splitlines() == ["training.learning_rate stays 0.01, as the checkpoint has it", "training.seed stays 7, as the checkpoint has it"]
+    assert capsys.readouterr().out.splitlines() == ["training.learning_rate stays 0.01, as the checkpoint "
+                                                    "has it",
+                                                    "training.seed stays 7, as the checkpoint has it"]
 
 
 def test_either_spelling_of_the_data_folder_may_change(trained):
@@ -256,7 +272,8 @@ def test_either_spelling_of_the_data_folder_may_change(trained):
 
 def test_other_classes_under_the_same_number_are_refused(tmp_path, no_panels, capsys):
     root = class_folders(tmp_path / "root", classes=("ant", "bee", "fly"), train=3, test=1)
-    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=3, model__num_classes=3)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=3,
+                model__num_classes=3)
     assert train.main([*argv, "--minutes", "1e-9"]) == 0
     for part in ("train", "test"): (root / part / "fly").rename(root / part / "moth")
     capsys.readouterr()
@@ -273,14 +290,19 @@ def parameter_order(checkpoint: dict) -> list[str]:
 
 
 def six_keys(checkpoint: dict, prefix: str = "") -> dict:
-    "The same state as a plain PyTorch script would store it: one optimizer group in the order of the parameters."
+    """The same state as a plain PyTorch script would store it: one optimizer group in the order of the
+    parameters."""
     names = parameter_order(checkpoint)
-    ours = [n for n in names if n.endswith("weight")] + [n for n in names if n.endswith("bias")]  # our groups: weights, then biases
+    # our groups: weights, then biases
+    ours = [n for n in names if n.endswith("weight")] + [n for n in names if n.endswith("bias")]
     state = {names.index(name): checkpoint["optimizer"]["state"][i] for i, name in enumerate(ours)}
     group = checkpoint["optimizer"]["param_groups"][0] | {"params": list(range(len(names)))}
-    scheduler = checkpoint["scheduler"] | {k: checkpoint["scheduler"][k][:1] for k in ("base_lrs", "_last_lr")}
-    return dict(model={prefix + k: v for k, v in checkpoint["model"].items()}, optimizer=dict(state=dict(sorted(state.items())), param_groups=[group]),
-                scheduler=scheduler, epoch=checkpoint["epoch"], total_steps=checkpoint["total_steps"], seed=checkpoint["seed"])
+    scheduler = checkpoint["scheduler"] | {k: checkpoint["scheduler"][k][:1]
+                                           for k in ("base_lrs", "_last_lr")}
+    return dict(model={prefix + k: v for k, v in checkpoint["model"].items()},
+                optimizer=dict(state=dict(sorted(state.items())), param_groups=[group]),
+                scheduler=scheduler, epoch=checkpoint["epoch"], total_steps=checkpoint["total_steps"],
+                seed=checkpoint["seed"])
 
 
 def test_six_keys_are_what_torch_itself_stores(trained):
@@ -297,19 +319,23 @@ def test_six_keys_are_what_torch_itself_stores(trained):
 def test_six_keys_predict(prefix, tmp_path, trained, pictures):
     whole = trained / "models" / "alexnet_final.pkl"
     torch.save(six_keys(load(whole), prefix), tmp_path / "six.pkl")
-    ours, theirs = (engine_predict_command.load_classifier(p, torch.device("cpu")) for p in (whole, tmp_path / "six.pkl"))
+    ours, theirs = (engine_predict_command.load_classifier(p, torch.device("cpu"))
+                    for p in (whole, tmp_path / "six.pkl"))
     assert theirs.classes == ours.classes and theirs.recipe == ours.recipe
     image = open_rgb(pictures / "003.png")
     assert torch.equal(inference.predict(ours, image), inference.predict(theirs, image))
     torch.save({"model": six_keys(load(whole), prefix)["model"]}, tmp_path / "only_model.pkl")
-    assert torch.equal(inference.predict(ours, image), inference.predict(engine_predict_command.load_classifier(tmp_path / "only_model.pkl", torch.device("cpu")), image))
+    assert torch.equal(inference.predict(ours, image),
+                       inference.predict(engine_predict_command.load_classifier(tmp_path / "only_model.pkl",
+                                                                                torch.device("cpu")), image))
 
 
 def test_config_fills_what_six_keys_lack(tmp_path, trained, pictures, capsys):
     torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl")), tmp_path / "six.pkl")
     lacking = load_config(None, ["model.image_dim=224", "model.lrn=none"]).model.model_dump()
     model = engine_predict_command.load_classifier(tmp_path / "six.pkl", torch.device("cpu"), lacking).model
-    assert model.image_dim == 224 and isinstance(model.features[2], torch.nn.Identity) and model.features[0].out_channels == 4
+    assert (model.image_dim == 224 and isinstance(model.features[2], torch.nn.Identity)
+            and model.features[0].out_channels == 4)
     predict = ["--checkpoint", str(tmp_path / "six.pkl"), "--image", str(pictures / "000.png"), "--json"]
     assert inference.main(predict) == 0
     usual = capsys.readouterr().out
@@ -321,9 +347,12 @@ def test_momentum_of_one_group_lands_on_the_right_tensors(tmp_path, trained):
     whole = engine_checkpoint.read_checkpoint(trained / "models" / "alexnet_final.pkl")
     torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl"), "module."), tmp_path / "six.pkl")
     six = engine_checkpoint.read_checkpoint(tmp_path / "six.pkl")
-    cfg = engine_setup.resume_config(six, load_config(None, [a for a in tiny(tmp_path / "out") if a != "--set"]).model_dump() | {"model": {}})
-    runs = [engine_setup.start(engine_setup.resume_config(whole, {"paths": cfg.paths.model_dump(exclude={"input_root_dir"})}), whole), engine_setup.start(cfg, six)]
-    buffers = [{name: run.optimizer.state[p]["momentum_buffer"] for name, p in run.model.named_parameters()} for run in runs]
+    cfg = engine_setup.resume_config(six, load_config(None, [a for a in tiny(tmp_path / "out")
+                                                             if a != "--set"]).model_dump() | {"model": {}})
+    runs = [engine_setup.start(engine_setup.resume_config(whole,
+                                                          {"paths": cfg.paths.model_dump(exclude={"input_root_dir"})}), whole), engine_setup.start(cfg, six)]
+    buffers = [{name: run.optimizer.state[p]["momentum_buffer"] for name, p in run.model.named_parameters()}
+               for run in runs]
     assert differences(*buffers) == [] and len(buffers[0]) == 16
     for run in runs:
         assert all(buffers[0][name].shape == p.shape for name, p in run.model.named_parameters())
@@ -334,7 +363,8 @@ def test_momentum_of_one_group_lands_on_the_right_tensors(tmp_path, trained):
 
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "module"])
 def test_six_keys_go_on_like_the_whole_checkpoint(prefix, tmp_path, no_panels, capsys):
-    "Without dropout, whose random state six keys do not hold, both end in the same bits. The stored seed wins over another one."
+    """Without dropout, whose random state six keys do not hold, both end in the same bits. The stored seed
+    wins over another one."""
     settings = dict(model__dropout=0.0, training__lr_step_size=1)
     assert train.main(tiny(tmp_path / "a", **settings, training__num_epochs=1)) == 0
     whole = tmp_path / "a" / "models" / "alexnet_final.pkl"
@@ -345,8 +375,10 @@ def test_six_keys_go_on_like_the_whole_checkpoint(prefix, tmp_path, no_panels, c
     assert train.main(["--resume", str(tmp_path / "b" / "six.pkl"), *tiny(tmp_path / "b", **settings, training__seed=99, model__width=None)]) == 0
     assert "training.seed stays 7, as the checkpoint has it" in capsys.readouterr().out
     a, b = (load(tmp_path / x / "models" / "alexnet_final.pkl") for x in "ab")
-    for key in ("model", "optimizer", "epoch", "total_steps", "seed", "classes", "recipe"): assert differences(a[key], b[key]) == [], key
-    assert [row["loss"] for row in lines(tmp_path / "a")][STEPS:] == [row["loss"] for row in lines(tmp_path / "b")]
+    for key in ("model", "optimizer", "epoch", "total_steps", "seed", "classes", "recipe"):
+        assert differences(a[key], b[key]) == [], key
+    assert [row["loss"] for row in lines(tmp_path / "a")][STEPS:] == [row["loss"]
+                                                                      for row in lines(tmp_path / "b")]
 
 
 def test_six_keys_take_the_recipe_that_is_asked_for(tmp_path, trained):
@@ -362,7 +394,8 @@ def test_six_keys_with_another_number_of_classes(tmp_path, trained, capsys):
     "Also where the data has that other number."
     torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl")), tmp_path / "six.pkl")
     root = class_folders(tmp_path / "root", classes=("ant", "bee", "fly"), train=3, test=1)
-    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=3, training__num_epochs=3, model__width=None)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=3,
+                training__num_epochs=3, model__width=None)
     before = snapshot(tmp_path)
     assert train.main(["--resume", "six.pkl", *argv, "--set", "model.num_classes=3"]) == 2
     assert capsys.readouterr().err == "alexnet_train: model.num_classes is 3, but the checkpoint was trained with 10; leave it out or start anew\n"
@@ -375,9 +408,11 @@ def test_six_keys_with_another_number_of_classes(tmp_path, trained, capsys):
 def test_optimizer_state_that_does_not_fit(spoil, tmp_path, trained, capsys):
     checkpoint = six_keys(load(trained / "models" / "alexnet_final.pkl"))
     optimizer = checkpoint["optimizer"]
-    if spoil == "too few": optimizer["state"] = {k: v for k, v in optimizer["state"].items() if k < 3} | {99: {}}; optimizer["param_groups"][0]["params"] = [0, 1, 2]
+    if spoil == "too few":
+        optimizer["state"] = {k: v for k, v in optimizer["state"].items() if k < 3} | {99: {}}; optimizer["param_groups"][0]["params"] = [0, 1, 2]
     if spoil == "wrong shape": optimizer["state"][0] = {"momentum_buffer": torch.zeros(2, 2)}
-    if spoil == "many groups": optimizer["param_groups"] = [dict(optimizer["param_groups"][0], params=[i]) for i in range(16)]
+    if spoil == "many groups":
+        optimizer["param_groups"] = [dict(optimizer["param_groups"][0], params=[i]) for i in range(16)]
     torch.save(checkpoint, tmp_path / "six.pkl")
     before = snapshot(tmp_path)
     assert train.main(["--resume", "six.pkl", *tiny(tmp_path / "out", training__num_epochs=3, model__width=None)]) == 2

@@ -1,4 +1,5 @@
-"The training step and loop as they are made for speed: nothing waits, nothing is lost, a resume may change what does not matter."
+"""The training step and loop as they are made for speed: nothing waits, nothing is lost, a resume may change
+what does not matter."""
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.engine.config import load_config, _parse_overrides
+from alexnet_nb.engine.config import _parse_overrides, load_config
 from common import class_folders, differences, hook_steps, lines, one_step, tiny
 
 
@@ -59,7 +60,8 @@ def test_looking_seldom_changes_nothing(tmp_path, monkeypatch, at_once):
     engine_train_command.fit(config(tmp_path / "seldom"), show_bar=False)
     assert looks == ([4, 2, 4, 2] if at_once == 4 else [6, 6])
     for kind in ("steps", "epochs"): assert lines(tmp_path / "each", kind) == lines(tmp_path / "seldom", kind)
-    each, seldom = (read_checkpoint(tmp_path / name / "models" / "alexnet_final.pkl") for name in ("each", "seldom"))
+    each, seldom = (read_checkpoint(tmp_path / name / "models" / "alexnet_final.pkl")
+                    for name in ("each", "seldom"))
     assert differences(each["model"], seldom["model"]) == []
 
 
@@ -69,7 +71,8 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatc
     def spoil(step, model):  # after the eighth update, so that the loss of the ninth is the first to tell
         if step == 7: model.classifier[6].bias.data.fill_(math.nan)
     hook_steps(monkeypatch, after=spoil)
-    with pytest.raises(RunError, match="nan at step 9 .*the last checkpoint is from before"): engine_train_command.fit(config(tmp_path), show_bar=False)
+    with pytest.raises(RunError, match="nan at step 9 .*the last checkpoint is from before"):
+        engine_train_command.fit(config(tmp_path), show_bar=False)
     kept = read_checkpoint(tmp_path / "models" / "alexnet_last.pkl")
     assert kept["total_steps"] == 6 and all(torch.isfinite(v).all() for v in kept["model"].values())
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -82,7 +85,8 @@ def test_resume_may_change_the_layout(tmp_path, first):
     whole = engine_train_command.fit(one, max_steps=9, show_bar=False)
     engine_train_command.fit(two, max_steps=6, show_bar=False)
     checkpoint = read_checkpoint(tmp_path / "two" / "models" / "alexnet_last.pkl")
-    cfg = engine_setup.resume_config(checkpoint, _parse_overrides([f"device.channels_last={str(not first).lower()}"]))
+    cfg = engine_setup.resume_config(checkpoint,
+                                     _parse_overrides([f"device.channels_last={str(not first).lower()}"]))
     parts = engine_train_command.fit(cfg, checkpoint, max_steps=9, show_bar=False)
     assert parts.run.model.features[4].weight.is_contiguous(memory_format=torch.channels_last) == (not first)
     for a, b in zip(whole.run.model.parameters(), parts.run.model.parameters()):
@@ -107,18 +111,22 @@ def test_the_scale_of_the_loss_is_resumed(tmp_path):
 
 def test_the_scaled_step_is_the_plain_step(tmp_path):
     "A power of two scales without rounding, so the weights agree to the last bit or nearly."
-    plain, scaled = (engine_setup.start(config(tmp_path / name, device__precision="fp32")) for name in ("plain", "scaled"))
+    plain, scaled = (engine_setup.start(config(tmp_path / name, device__precision="fp32"))
+                     for name in ("plain", "scaled"))
     scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     x, y, _ = next(iter(plain.train))
     for run in (plain, scaled):
         torch.manual_seed(5)
         one_step(run, x, y)
-    for a, b in zip(plain.model.parameters(), scaled.model.parameters()): torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    for a, b in zip(plain.model.parameters(), scaled.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_choices_are_printed_and_stored(tmp_path, capsys):
-    result = engine_train_command.fit(config(tmp_path, device__precision="bf16", data__loader="workers"), max_steps=1, show_bar=False)
-    assert result.summary["chosen"] == dict(precision="bf16", layout="channels_last", loader="workers", compiled=False, memory_reused=False)
+    result = engine_train_command.fit(config(tmp_path, device__precision="bf16", data__loader="workers"),
+                                      max_steps=1, show_bar=False)
+    assert result.summary["chosen"] == dict(precision="bf16", layout="channels_last", loader="workers",
+                                            compiled=False, memory_reused=False)
     assert "precision bf16, layout channels_last, loader workers" in capsys.readouterr().out
 
 
@@ -126,7 +134,8 @@ def test_pictures_of_several_sizes_need_workers(tmp_path):
     root = class_folders(tmp_path / "data")
     path = next((root / "train" / "cat").iterdir())
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
-    changes = dict(data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=10, data__train_images=None, data__test_images=None)
+    changes = dict(data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=10,
+                   data__train_images=None, data__test_images=None)
     assert engine_setup.start(config(tmp_path / "a", **changes)).choices["loader"] == "workers"
     with pytest.raises(InputError, match="data.loader is 'device', but the pictures differ in size"):
         engine_setup.start(config(tmp_path / "b", **changes, data__loader="device"))
@@ -141,5 +150,6 @@ def test_a_compiled_run_is_the_same_run(tmp_path):
         if "compiler" not in str(e).lower(): raise
         pytest.skip("no C++ compiler")
     a = engine_train_command.fit(plain, max_steps=3, show_bar=False)
-    assert [row["loss"] for row in lines(tmp_path / "fast")] == pytest.approx([row["loss"] for row in lines(tmp_path / "plain")], rel=1e-4)
+    assert [row["loss"] for row in lines(tmp_path / "fast")] == pytest.approx([row["loss"]
+        for row in lines(tmp_path / "plain")], rel=1e-4)
     assert list(b.run.model.state_dict()) == list(a.run.model.state_dict())

@@ -31,7 +31,8 @@ class Fault(Exception):
 
 
 def start(argv: list[str], said: Path) -> int:
-    "A run in a process of its own, forked so that torch need not be imported again; its number. What it says goes to a file."
+    """A run in a process of its own, forked so that torch need not be imported again; its number. What it
+    says goes to a file."""
     if (pid := os.fork()) > 0: return pid
     code = 70
     try:
@@ -74,19 +75,23 @@ def whole_files(out: Path) -> None:
 
 def finished(out: Path) -> bool:
     "Whether the run below `out` is at its end."
-    return (out / "models" / "alexnet_final.pkl").exists() and load(out / "models" / "alexnet_last.pkl")["progress"]["finished"]
+    return ((out / "models" / "alexnet_final.pkl").exists()
+            and load(out / "models" / "alexnet_last.pkl")["progress"]["finished"])
 
 
 def complete(out: Path, straight: Path) -> None:
     "Go on to the end, and compare with the run that was left alone."
-    if (code := end(start(argv_of(out), out / "said"))) != 0: raise Fault(f"resuming ended with {code}: {(out / 'said').read_text()[-400:]}")
+    if (code := end(start(argv_of(out), out / "said"))) != 0:
+        raise Fault(f"resuming ended with {code}: {(out / 'said').read_text()[-400:]}")
     check_equal(out, straight)
     if not (out / "results.json").exists(): raise Fault("results.json is missing")
-    if "Traceback" in (out / "said").read_text(): raise Fault(f"a traceback: {(out / 'said').read_text()[-600:]}")
+    if "Traceback" in (out / "said").read_text():
+        raise Fault(f"a traceback: {(out / 'said').read_text()[-600:]}")
 
 
 def strike(pid: int, out: Path, number: int, rng: random.Random, longest: float) -> tuple[int, bool]:
-    "Send a signal at a random moment, every other time while a checkpoint is being written; exit code and whether one was."
+    """Send a signal at a random moment, every other time while a checkpoint is being written; exit code and
+    whether one was."""
     until, writing = time.monotonic() + rng.uniform(0, longest), rng.random() < 0.5
     while time.monotonic() < until: time.sleep(0.0005)
     half = False
@@ -105,11 +110,14 @@ def kills(n: int, folder: Path, straight: Path, longest: float, seed: int) -> di
     while report["kills"] < n:
         out.mkdir(exist_ok=True)
         code, half = strike(start(argv_of(out), out / "said"), out, signal.SIGKILL, rng, longest)
-        if code not in (0, -signal.SIGKILL): raise Fault(f"seed {seed}, kill {report['kills']}: exit code {code}: {(out / 'said').read_text()[-400:]}")
+        if code not in (0, -signal.SIGKILL):
+            raise Fault(f"seed {seed}, kill {report['kills']}: exit code {code}: "
+                        f"{(out / 'said').read_text()[-400:]}")
         whole_files(out)
         report["kills"] += code != 0
         report["while_saving"] += code != 0 and bool(list((out / "models").glob(".*.part")))
-        if not (out / "models" / "alexnet_last.pkl").exists():  # nothing to go on from: the next one begins anew
+        # nothing to go on from: the next one begins anew
+        if not (out / "models" / "alexnet_last.pkl").exists():
             report["before_the_first_checkpoint"] += 1
             shutil.rmtree(out)
         elif finished(out):
@@ -125,7 +133,8 @@ def kills(n: int, folder: Path, straight: Path, longest: float, seed: int) -> di
 
 def signals(n: int, folder: Path, straight: Path, longest: float, seed: int) -> dict:
     "SIGTERM and SIGINT in turn, n times: a checkpoint, a line that says how to go on, the right exit code."
-    rng, report = random.Random(seed), dict(signals=0, stopped_with_checkpoint=0, before_work_began=0, after_the_end=0)
+    rng, report = random.Random(seed), dict(signals=0, stopped_with_checkpoint=0, before_work_began=0,
+                                            after_the_end=0)
     for k in range(n):
         out, number = folder / f"signal-{k}", (signal.SIGTERM, signal.SIGINT)[k % 2]
         out.mkdir()
@@ -133,8 +142,10 @@ def signals(n: int, folder: Path, straight: Path, longest: float, seed: int) -> 
         said = (out / "said").read_text()
         last = said.strip().splitlines()[-1] if said.strip() else ""
         report["signals"] += 1
-        if code == 0 or finished_or_not_begun(out, code, number): report["after_the_end" if code == 0 or finished_at(out) else "before_work_began"] += 1
-        elif code != 128 + number or "go on with --resume" not in said or not last.startswith("stopped (SIG"): raise Fault(f"{number.name}: exit code {code}, said {said[-400:]}")
+        if code == 0 or finished_or_not_begun(out, code, number):
+            report["after_the_end" if code == 0 or finished_at(out) else "before_work_began"] += 1
+        elif code != 128 + number or "go on with --resume" not in said or not last.startswith("stopped (SIG"):
+            raise Fault(f"{number.name}: exit code {code}, said {said[-400:]}")
         else: report["stopped_with_checkpoint"] += 1
         whole_files(out)
         if (out / "models" / "alexnet_last.pkl").exists(): complete(out, straight)
@@ -149,7 +160,8 @@ def finished_at(out: Path) -> bool:
 
 def finished_or_not_begun(out: Path, code: int, number: int) -> bool:
     "Whether the signal came before the first step or after the last file, where there is nothing to save."
-    return code in (-number, 128 + number) and (finished_at(out) or not (out / "models" / "alexnet_last.pkl").exists())
+    return (code in (-number, 128 + number)
+            and (finished_at(out) or not (out / "models" / "alexnet_last.pkl").exists()))
 
 
 def two_at_once(folder: Path, straight: Path) -> dict:
@@ -161,7 +173,8 @@ def two_at_once(folder: Path, straight: Path) -> dict:
     while not (out / "models" / ".running.json").exists() and time.monotonic() < until: time.sleep(0.001)
     code = end(start(tiny(out, **CHANGES), folder / "second"))
     said = (folder / "second").read_text()
-    if code != 2 or f"another run writes there (process {first} on " not in said: raise Fault(f"the second run: exit code {code}, {said[-300:]}")
+    if code != 2 or f"another run writes there (process {first} on " not in said:
+        raise Fault(f"the second run: exit code {code}, {said[-300:]}")
     if end(first) != 0: raise Fault(f"the first run: {(out / 'said').read_text()[-300:]}")
     complete(out, straight)
     return dict(refused=1)
@@ -173,9 +186,11 @@ def run(n_kills: int, n_signals: int, seed: int = 0) -> dict:
         folder, began = Path(name), time.monotonic()
         straight = folder / "straight"
         straight.mkdir()
-        if (code := end(start(tiny(straight, **LONG), straight / "said"))) != 0: raise Fault(f"the run left alone ended with {code}: {(straight / 'said').read_text()[-800:]}")
+        if (code := end(start(tiny(straight, **LONG), straight / "said"))) != 0:
+            raise Fault(f"the run left alone ended with {code}: {(straight / 'said').read_text()[-800:]}")
         longest = 1.5 * (time.monotonic() - began)
-        return dict(seed=seed, **kills(n_kills, folder, straight, longest, seed), **signals(n_signals, folder, straight, longest, seed + 1),
+        return dict(seed=seed, **kills(n_kills, folder, straight, longest, seed),
+                    **signals(n_signals, folder, straight, longest, seed + 1),
                     **two_at_once(folder, straight), seconds=round(time.monotonic() - began, 1))
 
 

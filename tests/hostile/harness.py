@@ -18,8 +18,10 @@ import hostile_state
 from alexnet_nb.base.device import describe_device, pick_device
 from alexnet_nb.base.results import versions
 
-SMALL = dict(faults=dict(n_kills=5, n_signals=4), files=dict(images=200, archives=20), state=dict(n_checkpoints=40, n_configs=40, n_logs=10))
-FULL = dict(faults=dict(n_kills=50, n_signals=20), files=dict(images=10_000, archives=500), state=dict(n_checkpoints=2_000, n_configs=2_000, n_logs=500))
+SMALL = dict(faults=dict(n_kills=5, n_signals=4), files=dict(images=200, archives=20),
+             state=dict(n_checkpoints=40, n_configs=40, n_logs=10))
+FULL = dict(faults=dict(n_kills=50, n_signals=20), files=dict(images=10_000, archives=500),
+            state=dict(n_checkpoints=2_000, n_configs=2_000, n_logs=500))
 PARTS = dict(faults=faults.run, files=hostile_files.run, state=hostile_state.run)
 
 
@@ -30,7 +32,8 @@ def failures_in(found) -> list:
 
 
 def main() -> int:
-    "Run the parts, each into the results file as it ends; what the file has of other parts stays. 1 if a promise was not kept."
+    """Run the parts, each into the results file as it ends; what the file has of other parts stays. 1 if a
+    promise was not kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="half an hour instead of minutes")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -41,7 +44,8 @@ def main() -> int:
     for part in args.parts:
         began = time.monotonic()
         found = PARTS[part](**(FULL if args.full else SMALL)[part], seed=args.seed)
-        report[part] = found | dict(seed=args.seed, full=args.full, date=datetime.date.today().isoformat(), device=describe_device(pick_device(False)),
+        report[part] = found | dict(seed=args.seed, full=args.full, date=datetime.date.today().isoformat(),
+                                    device=describe_device(pick_device(False)),
                                     versions=versions(), wall_seconds=round(time.monotonic() - began))
         print(part, json.dumps(found)[:2000], flush=True)
         if args.results: args.results.write_text(json.dumps(report, indent=1) + "\n")

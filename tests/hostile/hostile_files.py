@@ -1,6 +1,7 @@
 """Pictures and archives made to break the library, each from (seed, number), and what the library does with each.
 
-`run(images, archives, seed)` tries so many in child processes, and every one of them must be read or be refused with one line:
+`run(images, archives,
+     seed)` tries so many in child processes, and every one of them must be read or be refused with one line:
 no traceback, no ten seconds, no two gigabytes, no code of the file's, no write outside the output folder, no crash.
 """
 import contextlib
@@ -42,8 +43,11 @@ def scene(mode: str, size=(24, 18), shade: int = 0) -> Image.Image:
     y, x = np.mgrid[:h, :w]
     rgb = np.stack([x * 255 // w, y * 255 // h, (x * y + 40 * shade) % 256], -1).astype(np.uint8)
     if mode.startswith("I;16"): return Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
-    if mode in ("I", "F"): return Image.fromarray(rgb[..., 0].astype(np.int32 if mode == "I" else np.float32) * 100)
-    if mode in ("RGBA", "LA", "PA"): return Image.fromarray(np.dstack([rgb, rgb[..., :1]]), "RGBA" if mode == "RGBA" else None).convert(mode)
+    if mode in ("I", "F"):
+        return Image.fromarray(rgb[..., 0].astype(np.int32 if mode == "I" else np.float32) * 100)
+    if mode in ("RGBA", "LA", "PA"):
+        return Image.fromarray(np.dstack([rgb, rgb[..., :1]]),
+                               "RGBA" if mode == "RGBA" else None).convert(mode)
     return Image.fromarray(rgb).convert(mode)
 
 
@@ -74,20 +78,31 @@ def special_forms() -> dict[str, bytes | None]:
     exif[274] = 6
     clear = scene("P")
     forms = {
-        "JPEG progressive": written(rgb, "JPEG", progressive=True), "JPEG turned": written(rgb, "JPEG", exif=exif), "JPEG grey": written(scene("L"), "JPEG"),
-        "GIF film": written(rgb, "GIF", save_all=True, append_images=frames), "GIF clear": written(clear, "GIF", transparency=3),
-        "PNG clear palette": written(clear, "PNG", transparency=b"\x00\x80\xff"), "PNG film": written(rgb, "PNG", save_all=True, append_images=frames),
-        "PNG turned": written(rgb, "PNG", exif=exif), "PNG clear": written(rgb, "PNG", transparency=(0, 0, 0)), "PNG deep": written(scene("I;16"), "PNG"),
-        "WEBP film": written(rgb, "WEBP", save_all=True, append_images=frames), "WEBP exact": written(scene("RGBA"), "WEBP", lossless=True),
-        "AVIF film": written(rgb, "AVIF", save_all=True, append_images=frames), "TIFF pages": written(rgb, "TIFF", save_all=True, append_images=frames),
-        "JPEG2000 stream": written(rgb, "JPEG2000", no_jp2=True), "MPO film": written(rgb, "MPO", save_all=True, append_images=frames),
+        "JPEG progressive": written(rgb, "JPEG", progressive=True),
+             "JPEG turned": written(rgb, "JPEG", exif=exif), "JPEG grey": written(scene("L"), "JPEG"),
+        "GIF film": written(rgb, "GIF", save_all=True, append_images=frames),
+             "GIF clear": written(clear, "GIF", transparency=3),
+        "PNG clear palette": written(clear, "PNG", transparency=b"\x00\x80\xff"),
+             "PNG film": written(rgb, "PNG", save_all=True, append_images=frames),
+        "PNG turned": written(rgb, "PNG", exif=exif),
+             "PNG clear": written(rgb, "PNG", transparency=(0, 0, 0)),
+             "PNG deep": written(scene("I;16"), "PNG"),
+        "WEBP film": written(rgb, "WEBP", save_all=True, append_images=frames),
+             "WEBP exact": written(scene("RGBA"), "WEBP", lossless=True),
+        "AVIF film": written(rgb, "AVIF", save_all=True, append_images=frames),
+             "TIFF pages": written(rgb, "TIFF", save_all=True, append_images=frames),
+        "JPEG2000 stream": written(rgb, "JPEG2000", no_jp2=True),
+             "MPO film": written(rgb, "MPO", save_all=True, append_images=frames),
         "ICO bitmap": written(scene("RGBA", (16, 16)), "ICO", bitmap_format="bmp", sizes=[(16, 16)]),
-        "ICNS": written(scene("RGBA", (32, 32)), "ICNS"), "TGA packed": written(rgb, "TGA", compression="tga_rle"),
-        "DDS packed": written(rgb, "DDS", pixel_format="DXT1"), "PPM plain": b"P3 2 2 255 1 2 3 4 5 6 7 8 9 10 11 12\n", "PPM bits": b"P1 3 2 010 101\n",
+        "ICNS": written(scene("RGBA", (32, 32)), "ICNS"),
+             "TGA packed": written(rgb, "TGA", compression="tga_rle"),
+        "DDS packed": written(rgb, "DDS", pixel_format="DXT1"),
+             "PPM plain": b"P3 2 2 255 1 2 3 4 5 6 7 8 9 10 11 12\n", "PPM bits": b"P1 3 2 010 101\n",
     }
     for way in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma"):
         forms[f"TIFF {way}"] = written(rgb, "TIFF", compression=way)
-    for way in ("group3", "group4", "tiff_ccitt"): forms[f"TIFF {way}"] = written(scene("1"), "TIFF", compression=way)
+    for way in ("group3", "group4", "tiff_ccitt"):
+        forms[f"TIFF {way}"] = written(scene("1"), "TIFF", compression=way)
     return forms
 
 
@@ -96,17 +111,21 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 4\n%%EndComments\n(
 
 def iptc(picture: bytes, kind: int) -> bytes:
     "A news agency's record with a picture in it: kind 1 raw, 5 in a format of its own."
-    def field(part: int, number: int, body: bytes) -> bytes: return struct.pack(">BBBH", 0x1C, part, number, len(body)) + body
-    return (field(3, 60, b"\1\0") + field(3, 20, b"\0\x08") + field(3, 30, b"\0\x04") + field(3, 120, bytes([kind])) + field(8, 10, picture))
+    def field(part: int, number: int, body: bytes) -> bytes:
+        return struct.pack(">BBBH", 0x1C, part, number, len(body)) + body
+    return (field(3, 60, b"\1\0") + field(3, 20, b"\0\x08") + field(3, 30, b"\0\x04")
+            + field(3, 120, bytes([kind])) + field(8, 10, picture))
 
 
 def only_read() -> dict[str, bytes]:
     "Formats that Pillow reads and does not write, by hand: 8 x 4 pixels."
     w, h, grey = 8, 4, bytes(range(32))
     card = lambda text: text.ljust(80).encode()
-    fits = b"".join(map(card, ["SIMPLE  =                    T", "BITPIX  =                    8", "NAXIS   =                    2",
+    fits = b"".join(map(card, ["SIMPLE  =                    T", "BITPIX  =                    8",
+                               "NAXIS   =                    2",
                                f"NAXIS1  = {w:20}", f"NAXIS2  = {h:20}", "END"])).ljust(2880) + grey
-    pcx, ico = written(scene("P"), "PCX"), written(scene("RGBA", (16, 16)), "ICO", bitmap_format="bmp", sizes=[(16, 16)])
+    pcx, ico = written(scene("P"), "PCX"), written(scene("RGBA", (16, 16)), "ICO", bitmap_format="bmp",
+                                                   sizes=[(16, 16)])
     palette = struct.pack("<IH", 778, 4) + struct.pack("<HBB", 1, 0, 0) + bytes(range(256)) * 3
     lines = b"".join(bytes([1, 248]) + grey[8 * k:8 * k + 8] for k in range(4))
     chunk = struct.pack("<IH", 6 + len(lines), 15) + lines
@@ -115,27 +134,38 @@ def only_read() -> dict[str, bytes]:
     area = [0] * 64
     area[1], area[8], area[9], area[10], area[13], area[14], area[33] = 4, h, w, 1, 1, 0, 256
     return {
-        "CUR": ico[:2] + b"\2" + ico[3:], "DCX": struct.pack("<III", 0x3ADE68B1, 12, 0) + pcx, "FITS": fits, "FLI": fli,
-        "FTEX": b"FTEX" + struct.pack("<iiiii", 0, w, h, 1, 1) + struct.pack("<ii", 1, 32) + struct.pack("<i", 96) + grey * 3,
+        "CUR": ico[:2] + b"\2" + ico[3:], "DCX": struct.pack("<III", 0x3ADE68B1, 12, 0) + pcx, "FITS": fits,
+            "FLI": fli,
+        "FTEX": b"FTEX" + struct.pack("<iiiii", 0, w, h, 1, 1) + struct.pack("<ii", 1, 32)
+            + struct.pack("<i", 96) + grey * 3,
         "GBR": struct.pack(">IIIII", 29, 2, w, h, 1) + b"GIMP" + struct.pack(">I", 1) + b"\0" + grey,
-        "IMT": b"*IMT\nwidth 8\nheight 4\npixel n8\n\x0c" + grey, "IPTC": iptc(grey, 1), "IPTC film": iptc(written(scene("L"), "JPEG"), 5), "IPTC eps": iptc(POSTSCRIPT, 5),
-        "MCIDAS": struct.pack(">64i", *area) + grey, "MPEG": b"\0\0\1\xb3\x01\x00\x10" + bytes(40), "PCD": bytes(2048) + b"PCD_" + bytes(3000),
-        "PIXAR": (b"\200\350\0\0" + bytes(412) + struct.pack("<hh", h, w) + bytes(4) + struct.pack("<hh", 14, 2)).ljust(1024, b"\0") + grey * 3,
-        "PSD": b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, h, w, 8, 3) + struct.pack(">IIIH", 0, 0, 0, 0) + grey * 3,
+        "IMT": b"*IMT\nwidth 8\nheight 4\npixel n8\n\x0c" + grey, "IPTC": iptc(grey, 1),
+            "IPTC film": iptc(written(scene("L"), "JPEG"), 5), "IPTC eps": iptc(POSTSCRIPT, 5),
+        "MCIDAS": struct.pack(">64i", *area) + grey, "MPEG": b"\0\0\1\xb3\x01\x00\x10" + bytes(40),
+            "PCD": bytes(2048) + b"PCD_" + bytes(3000),
+        "PIXAR": (b"\200\350\0\0" + bytes(412) + struct.pack("<hh", h, w) + bytes(4)
+                  + struct.pack("<hh", 14, 2)).ljust(1024, b"\0") + grey * 3,
+        "PSD": b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, h, w, 8, 3) + struct.pack(">IIIH", 0, 0, 0, 0)
+            + grey * 3,
         "SUN": struct.pack(">8I", 0x59A66A95, w, h, 8, 32, 1, 0, 0) + grey,
-        "XPM": b'/* XPM */\nstatic char *a[] = {\n"8 4 2 1",\n"a c #102030",\n"b c #ffeedd",\n' + b'"abababab",\n' * 4 + b"};\n",
+        "XPM": b'/* XPM */\nstatic char *a[] = {\n"8 4 2 1",\n"a c #102030",\n"b c #ffeedd",\n'
+            + b'"abababab",\n' * 4 + b"};\n",
         "XVTHUMB": b"P7 332\n#XVVERSION:Version 2.28\n#END_OF_COMMENTS\n8 4 255\n" + grey,
-        "EPS": POSTSCRIPT, "BUFR": b"BUFR" + bytes(40), "GRIB": b"GRIB\0\0\0\1" + bytes(40), "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(40),
-        "WMF": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhHI", 0, 0, 8, 4, 96, 0) + b"\0\0\1\0\x09\0" + bytes(40),
+        "EPS": POSTSCRIPT, "BUFR": b"BUFR" + bytes(40), "GRIB": b"GRIB\0\0\0\1" + bytes(40),
+            "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(40),
+        "WMF": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhHI", 0, 0, 8, 4, 96, 0) + b"\0\0\1\0\x09\0"
+            + bytes(40),
     }
 
 
 @functools.cache
 def good_pictures() -> dict[str, bytes]:
-    "Small valid files: each format that Pillow writes, in many modes and ways, and those that it only reads. The names begin with the format's."
+    """Small valid files: each format that Pillow writes, in many modes and ways, and those that it only
+    reads. The names begin with the format's."""
     Image.init()
     modes = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F")
-    found = {f"{form} {mode}": written(scene(mode), form, **({"name": "x.im"} if form == "IM" else {})) for form in sorted(Image.SAVE) for mode in modes if form != "PDF"}
+    found = {f"{form} {mode}": written(scene(mode), form, **({"name": "x.im"} if form == "IM" else {}))
+             for form in sorted(Image.SAVE) for mode in modes if form != "PDF"}
     return {name: data for name, data in (found | special_forms() | only_read()).items() if data}
 
 
@@ -143,25 +173,32 @@ def suffix(name: str) -> str:
     "The file name's ending for one of `good_pictures`."
     known = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "JPEG2000": ".jp2", "PPM": ".ppm"}
     form = name.split()[0]
-    return known.get(form) or next((s for s, f in sorted(Image.registered_extensions().items()) if f == form), ".png")
+    return (known.get(form)
+            or next((s for s, f in sorted(Image.registered_extensions().items()) if f == form), ".png"))
 
 
 # ---------------------------------------------------------------- pictures that are bad in a way of their own
 
 
-def png(width: int, height: int, colour: int = 2, depth: int = 8, rows: int | None = None, more: bytes = b"") -> bytes:
+def png(width: int, height: int, colour: int = 2, depth: int = 8, rows: int | None = None,
+        more: bytes = b"") -> bytes:
     "A PNG of so many rows of zeros; without rows it only claims them."
-    def chunk(kind: bytes, body: bytes) -> bytes: return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     pack, bits = zlib.compressobj(1), {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] * depth
     row = bytes(1 + (width * bits + 7) // 8)
     body = b"".join(pack.compress(row) for _ in range(rows or 0)) + pack.flush()
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-            + (chunk(b"PLTE", bytes(6)) if colour == 3 else b"") + more + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0,
+                                                              0))
+            + (chunk(b"PLTE", bytes(6)) if colour == 3 else b"") + more + chunk(b"IDAT", body)
+            + chunk(b"IEND", b""))
 
 
 def many_scans(side: int, scans: int, progressive: bool = True) -> bytes:
-    "A JPEG whose last scan stands in it again and again, or its first few bytes: each is a walk over all pixels."
-    data = written(Image.new("L" if progressive else "RGB", (side, side), 90), "JPEG", progressive=progressive)
+    """A JPEG whose last scan stands in it again and again, or its first few bytes: each is a walk over all
+    pixels."""
+    data = written(Image.new("L" if progressive else "RGB", (side, side), 90), "JPEG",
+                   progressive=progressive)
     last = data.rindex(b"\xff\xda")
     return data[:last] + (data[last:-2] if progressive else data[last:last + 20]) * scans + b"\xff\xd9"
 
@@ -169,7 +206,8 @@ def many_scans(side: int, scans: int, progressive: bool = True) -> bytes:
 def tiff(width: int, height: int, values, form: int = 3, bits: int = 32) -> bytes:
     "A TIFF of one strip of grey numbers: form 1 unsigned, 2 signed, 3 floating point."
     data = values.tobytes()
-    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, form)]
+    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8),
+            (277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, form)]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
 
@@ -177,7 +215,8 @@ def tiff(width: int, height: int, values, form: int = 3, bits: int = 32) -> byte
 def text_bomb() -> bytes:
     "A PNG with a comment that unpacks to 200 MB."
     body = b"Comment\0\0" + zlib.compress(bytes(200_000_000), 1)
-    return png(4, 4, rows=4, more=struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body)))
+    return png(4, 4, rows=4, more=struct.pack(">I", len(body)) + b"zTXt" + body
+               + struct.pack(">I", zlib.crc32(b"zTXt" + body)))
 
 
 def icon_in_icon() -> bytes:
@@ -187,21 +226,32 @@ def icon_in_icon() -> bytes:
 
 
 BOMBS = {  # name of the file: how to make it
-    "claims 60,000 squared.png": lambda: png(60_000, 60_000), "claims 12,000 squared.png": lambda: png(12_000, 12_000),
-    "claims 9,400 squared.png": lambda: png(9_400, 9_400), "no pixels.pgm": lambda: b"P5 0 0 255\n", "no height.png": lambda: png(5, 0),
-    "no width.gif": lambda: b"GIF89a\0\0\5\0\0\0\0,\0\0\0\0\0\0\5\0\0\2\2\x4c\1\0;", "one column.png": lambda: png(1, 200_000, 0, rows=200_000),
-    "one row.png": lambda: png(200_000, 1, 0, rows=1), "a column of 89 million.png": lambda: png(1, 89_000_000, 0, 1, rows=1000),
-    "a row of 89 million.png": lambda: png(89_000_000, 1, 0, 1, rows=1), "a thin strip.png": lambda: png(3, 4_000, rows=4_000),
-    "nan.tif": lambda: tiff(3, 2, np.array([np.nan, np.inf, -np.inf, 0, 300, 1e30], np.float32)), "comment of 200 MB.png": text_bomb,
-    "icon in an icon.ico": icon_in_icon, "a thousand scans.jpg": lambda: many_scans(4_000, 1000), "a thousand short scans.jpg": lambda: many_scans(4_000, 1000, False),
+    "claims 60,000 squared.png": lambda: png(60_000, 60_000),
+         "claims 12,000 squared.png": lambda: png(12_000, 12_000),
+    "claims 9,400 squared.png": lambda: png(9_400, 9_400), "no pixels.pgm": lambda: b"P5 0 0 255\n",
+         "no height.png": lambda: png(5, 0),
+    "no width.gif": lambda: b"GIF89a\0\0\5\0\0\0\0,\0\0\0\0\0\0\5\0\0\2\2\x4c\1\0;",
+         "one column.png": lambda: png(1, 200_000, 0, rows=200_000),
+    "one row.png": lambda: png(200_000, 1, 0, rows=1),
+         "a column of 89 million.png": lambda: png(1, 89_000_000, 0, 1, rows=1000),
+    "a row of 89 million.png": lambda: png(89_000_000, 1, 0, 1, rows=1),
+         "a thin strip.png": lambda: png(3, 4_000, rows=4_000),
+    "nan.tif": lambda: tiff(3, 2, np.array([np.nan, np.inf, -np.inf, 0, 300, 1e30], np.float32)),
+         "comment of 200 MB.png": text_bomb,
+    "icon in an icon.ico": icon_in_icon, "a thousand scans.jpg": lambda: many_scans(4_000, 1000),
+         "a thousand short scans.jpg": lambda: many_scans(4_000, 1000, False),
     "deep.tif": lambda: tiff(2, 1, np.array([0, 2**31], np.uint32), 1),
-    "89 million bits.png": lambda: png(9_400, 9_400, 0, 1, rows=9_400), "89 million clear.png": lambda: png(9_400, 9_400, 6, rows=9_400),
+    "89 million bits.png": lambda: png(9_400, 9_400, 0, 1, rows=9_400),
+         "89 million clear.png": lambda: png(9_400, 9_400, 6, rows=9_400),
     "89 million deep.png": lambda: png(9_400, 9_400, 0, 16, rows=9_400),
 }
 
 # ---------------------------------------------------------------- mutation
 
-EXTREMES = [struct.pack(order + kind, value) for order in "<>" for kind, values in (("H", (0, 1, 0x7fff, 0xffff)), ("I", (0, 1, 0x7fffffff, 0xffffffff, 0x10000, 60_000))) for value in values]
+EXTREMES = [struct.pack(order + kind, value) for order in "<>"
+            for kind, values in (("H", (0, 1, 0x7fff,
+                                        0xffff)), ("I", (0, 1, 0x7fffffff, 0xffffffff, 0x10000, 60_000)))
+            for value in values]
 
 
 def flip(data: bytearray, rng) -> None:
@@ -227,7 +277,8 @@ def repeat(data: bytearray, rng) -> None:
 
 
 def head(data: bytearray, rng) -> None:
-    for at in rng.integers(0, min(64, len(data)), rng.integers(1, 5)): data[at] = int(rng.choice([0, 255, 127]))
+    for at in rng.integers(0, min(64, len(data)), rng.integers(1, 5)):
+        data[at] = int(rng.choice([0, 255, 127]))
 
 
 def field(data: bytearray, rng) -> None:
@@ -284,24 +335,30 @@ FOLDER = "cifar-10-batches-py"
 def batch(k: int) -> bytes:
     "A batch of two pictures, in the form of CIFAR-10's."
     data = np.random.default_rng(k).integers(0, 256, (2, 3072), dtype=np.uint8)
-    return pickle.dumps({"data": data, "labels": [k, 9 - k], "batch_label": str(k), "filenames": ["a.png", "b.png"]}, protocol=2)
+    return pickle.dumps({"data": data, "labels": [k, 9 - k], "batch_label": str(k),
+                         "filenames": ["a.png", "b.png"]}, protocol=2)
 
 
 def good_members() -> dict[str, bytes]:
     "A small CIFAR-10: the names and bytes of its files."
     meta = pickle.dumps({"label_names": ["airplane"] * 10, "num_vis": 3072}, protocol=2)
-    return {"batches.meta": meta, "readme.html": b"<html></html>"} | {name: batch(k) for k, name in enumerate(BATCHES)}
+    return {"batches.meta": meta, "readme.html": b"<html></html>"} | {name: batch(k)
+                                                                      for k, name in enumerate(BATCHES)}
 
 
 def evil_members(out: tarfile.TarFile, rng) -> None:
     "One to three members that do not belong in any archive."
-    places = ("../escaped", "/tmp/hostile_escaped", f"{FOLDER}/../../escaped", "escaped", "..", f"{FOLDER}/../escaped", "a" * 300, f"{FOLDER}/data_batch_1", FOLDER,
-              f"{FOLDER}/data_batch_1/below", "\n\x1b[31mred", "", ".", "//escaped", f"./{FOLDER}/data_batch_2", "C:\\escaped", f"{FOLDER}/\udcff")
-    kinds = (tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"Z")
+    places = ("../escaped", "/tmp/hostile_escaped", f"{FOLDER}/../../escaped", "escaped", "..",
+              f"{FOLDER}/../escaped", "a" * 300, f"{FOLDER}/data_batch_1", FOLDER,
+              f"{FOLDER}/data_batch_1/below", "\n\x1b[31mred", "", ".", "//escaped",
+              f"./{FOLDER}/data_batch_2", "C:\\escaped", f"{FOLDER}/\udcff")
+    kinds = (tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
+             tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, b"Z")
     for _ in range(rng.integers(1, 4)):
         info = tarfile.TarInfo(places[rng.integers(len(places))])
         info.type = kinds[rng.integers(len(kinds))]
-        info.linkname = str(rng.choice(["../..", "/etc/passwd", "/tmp", "..", ".", FOLDER, "data_batch_1", f"{FOLDER}/data_batch_1", "x" * 200]))
+        info.linkname = str(rng.choice(["../..", "/etc/passwd", "/tmp", "..", ".", FOLDER, "data_batch_1",
+                                        f"{FOLDER}/data_batch_1", "x" * 200]))
         info.mode, body = int(rng.choice([0o644, 0o4777, 0])), pickle.dumps(Evil())
         if info.type == tarfile.REGTYPE: info.size = len(body)
         with contextlib.suppress(ValueError, UnicodeError): out.addfile(info, io.BytesIO(body))
@@ -343,15 +400,20 @@ WAYS = ("flip", "inner", "members", "pickle", "folder", "good")
 
 
 def archive(seed: int, number: int) -> tuple[str, dict[str, bytes], bytes | None]:
-    "What is done to a small CIFAR-10: the way, its files as they lie in the folder, and the archive, or None where only a folder is given."
+    """What is done to a small CIFAR-10: the way, its files as they lie in the folder, and the archive, or
+    None where only a folder is given."""
     if number < 0: return "bomb", {}, ARCHIVE_BOMBS[list(ARCHIVE_BOMBS)[-number - 1]]()
     rng, members = np.random.default_rng([seed, number, 1]), good_members()
     way = WAYS[rng.integers(len(WAYS) - 1)] if rng.random() < .95 else "good"
     name = list(members)[rng.integers(len(members))]
     form = int(rng.choice([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT]))
-    if way == "members": return way, members, packed(members, (lambda tar: evil_members(tar, rng), rng.random() < .5), form=form)
-    if way in ("pickle", "folder"):   # a folder is there already, unpacked by whoever; one file of it was changed
-        spoiled = [pickle.dumps(Evil()), pickle.dumps({"data": Evil(), "labels": []}), mutated(members[name], rng, list(members.values())), b""]
+    if way == "members":
+        return way, members, packed(members, (lambda tar: evil_members(tar, rng), rng.random() < .5),
+                                    form=form)
+    # a folder is there already, unpacked by whoever; one file of it was changed
+    if way in ("pickle", "folder"):
+        spoiled = [pickle.dumps(Evil()), pickle.dumps({"data": Evil(), "labels": []}),
+                   mutated(members[name], rng, list(members.values())), b""]
         members[name] = spoiled[rng.integers(4)]
         return way, members, packed(members, form=form) if way == "pickle" else None
     data = packed(members, form=form)
@@ -360,16 +422,20 @@ def archive(seed: int, number: int) -> tuple[str, dict[str, bytes], bytes | None
     return way, members, data
 
 
-# ---------------------------------------------------------------- in the child: one input after another, watched
+# ---------------------------------------------------------------- in the child: one input after another,
+# watched
 
 
 def answer(call) -> tuple[str, object]:
     "'read' and what came, 'refused' and the line, or 'failure' and what went wrong."
     from alexnet_nb.base.errors import InputError
     began = time.process_time()
-    faulthandler.dump_traceback_later(12 * SECONDS, exit=True)   # by the clock on the wall, for others may be at work here
+    # by the clock on the wall, for others may be at work here
+    faulthandler.dump_traceback_later(12 * SECONDS, exit=True)
     try: return "read", call()
-    except InputError as e: return ("refused", str(e)) if str(e).isprintable() else ("failure", f"not one printable line: {str(e)!r}")
+    except InputError as e:
+        return (("refused", str(e)) if str(e).isprintable()
+                else ("failure", f"not one printable line: {str(e)!r}"))
     except MemoryError: return "failure", "MemoryError"
     except Exception as e: return "failure", f"{type(e).__name__}: {e}"
     finally:
@@ -381,10 +447,13 @@ SPENT = []   # seconds of processor time of every call
 
 
 def told(main, argv: list) -> tuple[int, list[str], list[str]]:
-    "A command in this process, on streams that are as strict as real ones: exit code, lines of stdout, lines of stderr."
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors, newline="\n") for errors in ("strict", "backslashreplace")]
+    """A command in this process, on streams that are as strict as real ones: exit code, lines of stdout,
+    lines of stderr."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors, newline="\n")
+               for errors in ("strict", "backslashreplace")]
     faulthandler.dump_traceback_later(60 * SECONDS, exit=True)
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]): code = main([str(a) for a in argv])
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        code = main([str(a) for a in argv])
     faulthandler.cancel_dump_traceback_later()
     for stream in streams: stream.flush()
     return code, *(stream.buffer.getvalue().decode().split("\n")[:-1] for stream in streams)
@@ -397,7 +466,8 @@ def peak() -> float:
 
 
 def try_picture(path: Path, recipes) -> str:
-    "Every road of one file into the library; 'read' or 'refused', or an `AssertionError` that says what went wrong."
+    """Every road of one file into the library; 'read' or 'refused', or an `AssertionError` that says what
+    went wrong."""
     from alexnet_nb import inference
     from alexnet_nb.base import pictures as base_pictures
     kind, image = answer(lambda: base_pictures.open_rgb(path))
@@ -411,22 +481,26 @@ def try_picture(path: Path, recipes) -> str:
                 assert done[0] == "read", f"prepare: {done[1]}"
                 assert bool(done[1].isfinite().all()), "prepare: not finite"
         del image, done
-    for name, call in (("check_images", lambda: base_pictures.check_images(one)), ("stack_pixels", lambda: base_pictures.stack_pixels(one, 2**30))):
+    for name, call in (("check_images", lambda: base_pictures.check_images(one)),
+                       ("stack_pixels", lambda: base_pictures.stack_pixels(one, 2**30))):
         done = answer(call)
         assert done[0] != "failure", f"{name}: {done[1]}"
-        if name == "stack_pixels" or path.stat().st_size < 2**16: assert done[0] == kind, f"{name} and open_rgb do not agree"
+        if name == "stack_pixels" or path.stat().st_size < 2**16:
+            assert done[0] == kind, f"{name} and open_rgb do not agree"
     return kind
 
 
 def try_folder(folder: Path, files: list[Path], checkpoints: list[Path], number: int) -> None:
     "The command on a folder of such files and on one of them; an `AssertionError` says what went wrong."
     from alexnet_nb import inference
-    form, views = (["--json"], ["--csv"], [], ["--show-all-probs"])[number % 4], ["--ten-views"] if number % 3 == 0 else []
+    form, views = (["--json"], ["--csv"], [],
+                   ["--show-all-probs"])[number % 4], ["--ten-views"] if number % 3 == 0 else []
     base = ["--checkpoint", checkpoints[number % 2], "--set", "device.use_cuda=false", *form, *views]
     code, out, err = told(inference.main, [*base, "--image-dir", folder])
     assert err and err[-1].endswith(" skipped"), (code, err[-3:])
     good, bad = int(err[-1].split()[0]), int(err[-1].split()[2])
-    assert err[-1] == f"{good} predicted, {bad} skipped" and good + bad == len(files) and code == (1 if bad else 0), (code, err[-1])
+    assert err[-1] == f"{good} predicted, {bad} skipped" and good + bad == len(files) and code == (1 if bad
+        else 0), (code, err[-1])
     assert all(line.startswith("alexnet_predict: ") for line in err[:-1]) and len(err) == bad + 1, err[:3]
     if form == ["--json"]: assert len(json.loads("\n".join(out))) == len(files)
     if not form: assert len(out) == good
@@ -436,7 +510,8 @@ def try_folder(folder: Path, files: list[Path], checkpoints: list[Path], number:
 
 
 def try_archive(seed: int, number: int, root: Path, watch: Watch) -> str:
-    "An archive or a folder of batches on its way through `read_cifar10`: as it is, and with its own sum taken for the right one."
+    """An archive or a folder of batches on its way through `read_cifar10`: as it is, and with its own sum
+    taken for the right one."""
     from unittest import mock
 
     from torchvision.datasets import CIFAR10
@@ -449,16 +524,21 @@ def try_archive(seed: int, number: int, root: Path, watch: Watch) -> str:
         for name, body in members.items(): (root / FOLDER / name).write_bytes(body)
     else: (root / base_cifar10._CIFAR10_ARCHIVE).write_bytes(packed_bytes)
     before = sorted(p.name for p in root.iterdir())
-    with watch.look() as seen: kind, line = answer(lambda: base_cifar10.read_cifar10(root, may_download=False))
-    assert kind == "refused" and not seen, f"as it is: {line} {seen}"   # nothing of it is looked at: its sum is not CIFAR-10's
+    with watch.look() as seen:
+        kind, line = answer(lambda: base_cifar10.read_cifar10(root, may_download=False))
+    # nothing of it is looked at: its sum is not CIFAR-10's
+    assert kind == "refused" and not seen, f"as it is: {line} {seen}"
     assert sorted(p.name for p in root.iterdir()) == before
     good = good_members()
     sums = {name: hashlib.md5(body).hexdigest() for name, body in good.items()}
     with (mock.patch.object(base_cifar10, "CIFAR10_MD5", hashlib.md5(packed_bytes or b"").hexdigest()),
-          mock.patch.object(CIFAR10, "train_list", [[n, sums[n]] for n in BATCHES[:5]]), mock.patch.object(CIFAR10, "test_list", [[n, sums[n]] for n in BATCHES[5:]]),
-          mock.patch.object(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]}), watch.look(root) as seen):
+          mock.patch.object(CIFAR10, "train_list", [[n, sums[n]] for n in BATCHES[:5]]),
+          mock.patch.object(CIFAR10, "test_list", [[n, sums[n]] for n in BATCHES[5:]]),
+          mock.patch.object(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]}),
+          watch.look(root) as seen):
         kind, found = answer(lambda: base_cifar10.read_cifar10(root, may_download=False))
-    seen = [what for what in seen if "numpy" not in what and "_codecs" not in what]   # a good batch names NumPy's array
+    # a good batch names NumPy's array
+    seen = [what for what in seen if "numpy" not in what and "_codecs" not in what]
     assert kind != "failure" and not seen, f"with its sum: {found} {seen}"
     there = {str(p.relative_to(root)) for p in root.rglob("*")} - {base_cifar10._CIFAR10_ARCHIVE, FOLDER}
     assert there <= {f"{FOLDER}/{name}" for name in good}, f"left behind: {there}"
@@ -469,7 +549,8 @@ def try_archive(seed: int, number: int, root: Path, watch: Watch) -> str:
 
 
 def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
-    "Inputs start to stop, each reported on a line of box/report before and after; the rest is what `run` watches from outside."
+    """Inputs start to stop, each reported on a line of box/report before and after; the rest is what `run`
+    watches from outside."""
     import resource
 
     import torch
@@ -479,12 +560,15 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
     torch.set_num_threads(1)
     report, room = os.open(box / "report", os.O_WRONLY | os.O_CREAT | os.O_APPEND), Path.cwd()
     tell = lambda **what: os.write(report, json.dumps(what).encode() + b"\n")
-    recipes, checkpoints = [data.usual_recipe(), data.Recipe(short_side=256)], [box / "usual.pkl", box / "paper.pkl"]
+    recipes, checkpoints = [data.usual_recipe(), data.Recipe(short_side=256)], [box / "usual.pkl",
+                                                                                box / "paper.pkl"]
     if kind == "archives": __import__("torchvision.datasets")
     Image.init()
-    inference.predict(engine_predict_command.load_classifier(checkpoints[0], torch.device("cpu")), scene("RGB"))
+    inference.predict(engine_predict_command.load_classifier(checkpoints[0], torch.device("cpu")),
+                      scene("RGB"))
     watch, now = Watch(), int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (now + MEGABYTES * 2**20,) * 2)  # not of addresses: threads reserve many and use few
+    # not of addresses: threads reserve many and use few
+    resource.setrlimit(resource.RLIMIT_DATA, (now + MEGABYTES * 2**20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder, files = room / "folder", []
     for number in range(start, stop):
@@ -511,17 +595,21 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
         if seconds > SECONDS: failure = failure or f"took {seconds:.0f} s"
         if peak() > MEGABYTES: failure = failure or f"held {peak():.0f} MB"
         noise = os.pread(2, 100_000, noise).decode(errors="replace")
-        if re.search(r"\.py:\d+:|Traceback|[^\n\t -~]", noise): failure = failure or f"wrote to stderr: {noise[:300]!r}"
+        if re.search(r"\.py:\d+:|Traceback|[^\n\t -~]", noise):
+            failure = failure or f"wrote to stderr: {noise[:300]!r}"
         if kind == "archives": shutil.rmtree(room / "root")
         elif len(files) == BATCH or number == stop - 1:
             shutil.rmtree(folder)
             files.clear()
-        if left := [p.name for p in room.iterdir() if p != folder]: failure = failure or f"left in the current folder: {left}"
-        tell(ended=number, outcome=outcome, failure=failure and failure[:500], seconds=seconds, peak=peak(), remarks=noise.count("\n"))
+        if left := [p.name for p in room.iterdir() if p != folder]:
+            failure = failure or f"left in the current folder: {left}"
+        tell(ended=number, outcome=outcome, failure=failure and failure[:500], seconds=seconds, peak=peak(),
+             remarks=noise.count("\n"))
         if failure and ("held" in failure or "left" in failure): break   # the next would be blamed for it
 
 
-# ---------------------------------------------------------------- outside: children, and the sum of what they say
+# ---------------------------------------------------------------- outside: children, and the sum of what they
+# say
 
 
 def checkpoint_files(box: Path) -> None:
@@ -534,7 +622,8 @@ def checkpoint_files(box: Path) -> None:
     state = AlexNet(width=1 / 24).state_dict()
     config = {"model": {"width": 1 / 24}}
     torch.save({"model": state, "config": config}, box / "usual.pkl")
-    torch.save({"model": state, "config": config, "recipe": asdict(Recipe(short_side=256))}, box / "paper.pkl")
+    torch.save({"model": state, "config": config, "recipe": asdict(Recipe(short_side=256))},
+               box / "paper.pkl")
 
 
 def one_child(kind: str, start: int, stop: int, seed: int, box: Path) -> tuple[list[dict], int]:
@@ -547,9 +636,12 @@ def one_child(kind: str, start: int, stop: int, seed: int, box: Path) -> tuple[l
         (bin / name).chmod(0o755)
     (box / "report").unlink(missing_ok=True)
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import hostile_files as h; h.child({kind!r}, {start}, {stop}, {seed}, h.Path({str(box)!r}))"
-    env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}", "TMPDIR": str(room), "HOME": str(room), "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(box), "TORCHINDUCTOR_CACHE_DIR": str(box / "cache")}
+    env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}", "TMPDIR": str(room), "HOME": str(room),
+                        "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(box),
+                        "TORCHINDUCTOR_CACHE_DIR": str(box / "cache")}
     with open(box / "stderr", "w+b") as err:
-        done = subprocess.Popen([sys.executable, "-c", code], cwd=room, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err, env=env)
+        done = subprocess.Popen([sys.executable, "-c", code], cwd=room, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.DEVNULL, stderr=err, env=env)
         done.wait()
     shutil.rmtree(room, ignore_errors=True)
     report = box / "report"
@@ -557,10 +649,12 @@ def one_child(kind: str, start: int, stop: int, seed: int, box: Path) -> tuple[l
 
 
 def run_kind(kind: str, n: int, seed: int, bombs: int | None = None) -> dict:
-    "So many inputs of a kind ('pictures' or 'archives'), after the bombs; a child that dies is followed by another, and what it died of is named."
+    """So many inputs of a kind ('pictures' or 'archives'), after the bombs; a child that dies is followed by
+    another, and what it died of is named."""
     total = len(BOMBS if kind == "pictures" else ARCHIVE_BOMBS)
     number, began = -total if bombs is None else -min(bombs, total), time.monotonic()
-    found = dict(kind=kind, seed=seed, tried=0, read=0, refused=0, slowest_seconds=0.0, peak_megabytes=0.0, remarks_of_libtiff=0, failures=[])
+    found = dict(kind=kind, seed=seed, tried=0, read=0, refused=0, slowest_seconds=0.0, peak_megabytes=0.0,
+                 remarks_of_libtiff=0, failures=[])
     with tempfile.TemporaryDirectory() as place:
         checkpoint_files(box := Path(place))
         while number < n:
@@ -569,17 +663,24 @@ def run_kind(kind: str, n: int, seed: int, bombs: int | None = None) -> dict:
             for row in ended:
                 found["tried"] += 1
                 if row["outcome"] in found: found[row["outcome"]] += 1
-                found["slowest_seconds"], found["peak_megabytes"] = max(found["slowest_seconds"], row["seconds"]), max(found["peak_megabytes"], row["peak"])
-                found["remarks_of_libtiff"] += row["remarks"]   # it writes to stderr by itself, plain text; nobody can silence it from Python
-                if row["failure"]: found["failures"].append(dict(seed=seed, number=row["ended"], why=row["failure"]))
+                found["slowest_seconds"], found["peak_megabytes"] = max(found["slowest_seconds"],
+                    row["seconds"]), max(found["peak_megabytes"], row["peak"])
+                # it writes to stderr by itself, plain text; nobody can silence it from Python
+                found["remarks_of_libtiff"] += row["remarks"]
+                if row["failure"]:
+                    found["failures"].append(dict(seed=seed, number=row["ended"], why=row["failure"]))
             number = ended[-1]["ended"] + 1 if ended else number
             if rows and "began" in rows[-1] or not rows:
                 words = (box / "stderr").read_text(errors="replace").strip().splitlines()
-                why = f"killed by signal {signal.Signals(-code).name}" if code < 0 else "hung" if any("Timeout" in w for w in words) else f"exit {code}"
-                found["failures"].append(dict(seed=seed, number=number, why=f"the process died ({why}): {' | '.join(words[-3:])}"[:500]))
+                why = (f"killed by signal {signal.Signals(-code).name}" if code < 0 else "hung"
+                       if any("Timeout" in w for w in words) else f"exit {code}")
+                found["failures"].append(dict(seed=seed, number=number,
+                                              why=f"the process died ({why}): {' | '.join(words[-3:])}"[:500]))
                 found["tried"], number = found["tried"] + 1, number + 1
                 if not rows: break
-    return found | dict(slowest_seconds=round(found["slowest_seconds"], 2), peak_megabytes=round(found["peak_megabytes"]), wall_seconds=round(time.monotonic() - began))
+    return found | dict(slowest_seconds=round(found["slowest_seconds"], 2),
+                        peak_megabytes=round(found["peak_megabytes"]),
+                        wall_seconds=round(time.monotonic() - began))
 
 
 def run(images: int = 10_000, archives: int = 500, seed: int = 0) -> dict:

@@ -1,4 +1,5 @@
-"What happens to runs at the worst moments: the harness in small, and one test for every fault that it, or reading, has found."
+"""What happens to runs at the worst moments: the harness in small, and one test for every fault that it, or
+reading, has found."""
 import errno
 import json
 import math
@@ -49,10 +50,12 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 @needs_fork
 def test_killed_stopped_and_crossed():
     "Five kills, four signals, two runs on one folder; every run ends bit-equal to one that was left alone."
-    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "5", "--signals", "4"], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "5", "--signals", "4"],
+                          capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
-    assert (report["kills"], report["signals"], report["refused"]) == (5, 4, 1) and report["runs_completed"] >= 1
+    assert ((report["kills"], report["signals"], report["refused"]) == (5, 4, 1)
+            and report["runs_completed"] >= 1)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +74,15 @@ class Killed(BaseException):
 
 
 def test_killed_between_the_best_and_the_last_checkpoint(tmp_path, monkeypatch, straight, no_panels):
-    "The best one used to be linked after the last one: a run killed in between went on without it, and never wrote it again."
+    """The best one used to be linked after the last one: a run killed in between went on without it, and
+    never wrote it again."""
     with monkeypatch.context() as m:
         def die(source, target): raise Killed
         m.setattr(engine_run, "copy_checkpoint", die)
-        with pytest.raises(Killed): train.main([*tiny(tmp_path, **LONG), "--set", "training.checkpoint_minutes=1e-9"])
-    assert (tmp_path / "models" / "alexnet_best.pkl").exists() and load(tmp_path / "models" / "alexnet_last.pkl")["total_steps"] == STEPS
+        with pytest.raises(Killed):
+            train.main([*tiny(tmp_path, **LONG), "--set", "training.checkpoint_minutes=1e-9"])
+    assert ((tmp_path / "models" / "alexnet_best.pkl").exists()
+            and load(tmp_path / "models" / "alexnet_last.pkl")["total_steps"] == STEPS)
     assert load(tmp_path / "models" / "alexnet_last.pkl")["epoch"] == 0
     assert go_on(tmp_path) == 0
     check_equal(tmp_path, straight)
@@ -96,11 +102,13 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys, no_panels):
 
 
 def test_a_log_folder_in_use_is_refused(tmp_path, capsys, no_panels):
-    "A run that is resumed with other folders for all but its logs would cut them back under the run that writes there."
+    """A run that is resumed with other folders for all but its logs would cut them back under the run that
+    writes there."""
     assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
     log = tmp_path / "tblogs" / "run-001"
     before = snapshot(log)
-    resume = ["--resume", str(tmp_path / "models" / "alexnet_last.pkl"), *tiny(tmp_path / "else", paths__log_dir=str(tmp_path / "tblogs"))]
+    resume = ["--resume", str(tmp_path / "models" / "alexnet_last.pkl"),
+              *tiny(tmp_path / "else", paths__log_dir=str(tmp_path / "tblogs"))]
     with lock_folders(log):
         assert train.main(resume) == 2
         assert f"{log}: another run writes there (process {os.getpid()} on " in capsys.readouterr().err
@@ -112,7 +120,8 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path, no_panels):
     argv = tiny(tmp_path, training__num_epochs=1)
     assert train.main([*argv, "--minutes", "1e-9"]) == 0
     places = [*(tmp_path / f".{file}.4711.part" for file in ("results.json", "curves.png", "config.yaml")),
-              *(tmp_path / "tblogs/run-001" / f".{file}.4711.part" for file in ("steps.jsonl", "config.yaml"))]
+              *(tmp_path / "tblogs/run-001" / f".{file}.4711.part"
+                for file in ("steps.jsonl", "config.yaml"))]
     mine = tmp_path / ".film.mp4.part"
     for path in (*places, mine): path.touch()
     assert train.main(["--resume", str(tmp_path / "models/alexnet_last.pkl"), *argv]) == 0
@@ -132,10 +141,13 @@ def test_the_wait_for_an_epochs_last_update_counts(tmp_path, monkeypatch, no_pan
 
 def test_a_worker_that_dies_during_a_step_is_named(tmp_path, monkeypatch, capsys):
     "Torch raises it wherever the main process is; here in the middle of a step."
-    def dead(*args, **more): raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. \nmore")
+    def dead(*args, **more):
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. \nmore")
     monkeypatch.setattr(train, "train_step", dead)
     assert train.main(tiny(tmp_path)) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == ("alexnet_train: a process that loads images has died (DataLoader worker (pid 4711) is killed by signal: Killed); "
+    assert capsys.readouterr().err.splitlines()[-1] == ("alexnet_train: a process that loads images has "
+                                                        "died (DataLoader worker (pid 4711) is killed by "
+                                                        "signal: Killed); "
                                                          "lower data.num_workers, then go on with --resume")
 
 
@@ -143,7 +155,9 @@ def test_a_stop_during_validation_leaves_the_network_as_it_was():
     "In training mode, for whoever goes on with it."
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)).train()
     def stop(): raise engine_signals.Stopped("time is up", 0)
-    with pytest.raises(engine_signals.Stopped): engine_run.evaluate(model, [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.arange(2))], torch.device("cpu"), after_batch=stop)
+    with pytest.raises(engine_signals.Stopped):
+        engine_run.evaluate(model, [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.arange(2))],
+                            torch.device("cpu"), after_batch=stop)
     assert model.training
 
 
@@ -165,14 +179,17 @@ def test_folder_taken_away_while_running(tmp_path, monkeypatch, capsys, no_panel
     assert train.main(tiny(out, **LONG)) == 0
     said = capsys.readouterr()
     assert said.err.count("was taken away while the run went on; its logs begin anew") == 1
-    assert read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS and (out / "curves.png").exists()
-    assert [row["step"] for row in lines(out)] == list(range(9, 4 * STEPS + 1)) and json.loads((out / "results.json").read_text())["finished"]
+    assert (read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS
+            and (out / "curves.png").exists())
+    assert ([row["step"] for row in lines(out)] == list(range(9, 4 * STEPS + 1))
+            and json.loads((out / "results.json").read_text())["finished"])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that thread is to die
 @pytest.mark.parametrize("method", ["write", "scalars", "flush"])
 def test_folder_taken_away_with_events_on_their_way(tmp_path, monkeypatch, capsys, no_panels, method):
-    "TensorBoard's thread dies of it, and whoever writes next is told; that used to end the run with a traceback."
+    """TensorBoard's thread dies of it, and whoever writes next is told; that used to end the run with a
+    traceback."""
     out, act = tmp_path / "out", getattr(engine_logs.Log, method)
     def remove(log, *args, **values):
         if not done and log.folder.exists() and len(lines(out)) >= 8:
@@ -184,10 +201,12 @@ def test_folder_taken_away_with_events_on_their_way(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(engine_logs.Log, method, remove)
     assert train.main(tiny(out, **LONG)) == 0 and done
     assert capsys.readouterr().err.count("was taken away while the run went on; its logs begin anew") == 1
-    assert read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS and json.loads((out / "results.json").read_text())["finished"]
+    assert (read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS
+            and json.loads((out / "results.json").read_text())["finished"])
 
 
-AWAY = (STEPS + 2, 3 * STEPS + 2)  # the disk of the checkpoints goes before the first of these steps and is back before the second
+# the disk of the checkpoints goes before the first of these steps and is back before the second
+AWAY = (STEPS + 2, 3 * STEPS + 2)
 
 
 def cut_off(monkeypatch, folder: Path, gone, back) -> None:
@@ -199,7 +218,8 @@ def cut_off(monkeypatch, folder: Path, gone, back) -> None:
 
 @pytest.fixture
 def numbers(monkeypatch, tmp_path):
-    "Pretends that tmp_path/drive is a disk of its own, with the number that stands in the list; no number: it does not answer."
+    """Pretends that tmp_path/drive is a disk of its own, with the number that stands in the list; no number:
+    it does not answer."""
     number = [1]
     def file_system(folder):
         if tmp_path / "drive" not in (folder, *folder.parents): return 0
@@ -213,13 +233,16 @@ def check_at_home(tmp_path: Path, straight: Path, err: str) -> None:
     "All is on the drive, as if nothing had happened, and two lines were said."
     shutil.move(tmp_path / "drive", tmp_path / "out" / "models")
     check_equal(tmp_path / "out", straight)
-    assert err.count("training goes on, and saves in") == err.count("is back, and has what was saved meanwhile") == 1
+    assert err.count("training goes on, and saves in") == err.count("is back, and has what was saved "
+                                                                    "meanwhile") == 1
     assert not list((tmp_path / "out").glob("models_*"))
 
 
 @pytest.mark.parametrize("new_number", [1, 2], ids=["as it was", "under another number"])
-def test_a_disk_that_goes_and_returns(tmp_path, monkeypatch, capsys, numbers, straight, no_panels, new_number):
-    "An empty folder is left where the drive was: nothing is written there, and what was saved meanwhile is brought home."
+def test_a_disk_that_goes_and_returns(tmp_path, monkeypatch, capsys, numbers, straight, no_panels,
+                                      new_number):
+    """An empty folder is left where the drive was: nothing is written there, and what was saved meanwhile is
+    brought home."""
     drive, out, left = tmp_path / "drive", tmp_path / "out", []
     def gone():
         drive.rename(tmp_path / "pulled out")
@@ -239,16 +262,19 @@ def test_a_disk_that_goes_and_returns(tmp_path, monkeypatch, capsys, numbers, st
 
 def test_a_disk_that_does_not_answer(tmp_path, monkeypatch, capsys, numbers, straight, no_panels):
     "As FUSE leaves it when its program has died: every call fails."
-    cut_off(monkeypatch, tmp_path / "drive", lambda: numbers.__setitem__(0, None), lambda: numbers.__setitem__(0, 1))
+    cut_off(monkeypatch, tmp_path / "drive", lambda: numbers.__setitem__(0, None),
+            lambda: numbers.__setitem__(0, 1))
     assert train.main(tiny(tmp_path / "out", paths__checkpoint_dir=str(tmp_path / "drive"), **LONG)) == 0
     check_at_home(tmp_path, straight, capsys.readouterr().err)
 
 
 def test_a_disk_that_goes_while_it_is_written_to(tmp_path, monkeypatch, capsys, numbers, straight, no_panels):
-    "The error comes from writing, not from looking; the half file that was meant for the drive is not taken for a whole one."
+    """The error comes from writing, not from looking; the half file that was meant for the drive is not taken
+    for a whole one."""
     drive, sync, cut = tmp_path / "drive", os.fsync, []
     def fsync(number):
-        if cut and "drive" in os.readlink(f"/proc/self/fd/{number}"): raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        if cut and "drive" in os.readlink(f"/proc/self/fd/{number}"):
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         sync(number)
     if not Path("/proc/self/fd").exists(): pytest.skip("needs /proc")
     monkeypatch.setattr(os, "fsync", fsync)
@@ -258,12 +284,14 @@ def test_a_disk_that_goes_while_it_is_written_to(tmp_path, monkeypatch, capsys, 
 
 
 def test_a_disk_that_stays_away(tmp_path, monkeypatch, capsys, numbers, straight, no_panels):
-    "The run ends with its final checkpoint elsewhere, and says where; so does one that is stopped, and what it names can be resumed."
+    """The run ends with its final checkpoint elsewhere, and says where; so does one that is stopped, and what
+    it names can be resumed."""
     drive, out = tmp_path / "drive", tmp_path / "out"
     cut_off(monkeypatch, drive, lambda: numbers.__setitem__(0, None), lambda: None)
     args = tiny(out, paths__checkpoint_dir=str(drive), **LONG)
     stop_at = engine_train_command.fit
-    monkeypatch.setattr(engine_train_command, "fit", lambda *given, **more: stop_at(*given, max_steps=2 * STEPS + 1, **more))
+    monkeypatch.setattr(engine_train_command, "fit",
+                        lambda *given, **more: stop_at(*given, max_steps=2 * STEPS + 1, **more))
     assert train.main(args) == 0
     said = capsys.readouterr()
     last = out / "models_run-001" / "alexnet_last.pkl"
@@ -271,7 +299,9 @@ def test_a_disk_that_stays_away(tmp_path, monkeypatch, capsys, numbers, straight
     assert load(drive / "alexnet_last.pkl")["total_steps"] == STEPS
     monkeypatch.setattr(engine_train_command, "fit", stop_at)
     assert train.main(["--resume", str(last), *args, "--set", f"paths.checkpoint_dir={tmp_path / 'elsewhere'}"]) == 0
-    for which in ("last", "final"): assert differences(*(load(f / f"alexnet_{which}.pkl") for f in (tmp_path / "elsewhere", straight / "models")), but=CLOCK) == []
+    for which in ("last", "final"):
+        assert differences(*(load(f / f"alexnet_{which}.pkl")
+                             for f in (tmp_path / "elsewhere", straight / "models")), but=CLOCK) == []
 
 
 def test_a_final_checkpoint_elsewhere_is_named(tmp_path, monkeypatch, capsys, numbers, no_panels):
@@ -279,7 +309,8 @@ def test_a_final_checkpoint_elsewhere_is_named(tmp_path, monkeypatch, capsys, nu
     assert train.main(tiny(tmp_path / "out", paths__checkpoint_dir=str(tmp_path / "drive"), **LONG)) == 0
     said = capsys.readouterr()
     spare = tmp_path / "out" / "models_run-001"
-    assert f"wrote {spare / 'alexnet_final.pkl'}" in said.out and f"is still away; copy there what lies in {spare}" in said.err
+    assert (f"wrote {spare / 'alexnet_final.pkl'}" in said.out
+            and f"is still away; copy there what lies in {spare}" in said.err)
     assert load(spare / "alexnet_final.pkl")["total_steps"] == 4 * STEPS
 
 
@@ -323,12 +354,14 @@ shutil.copytree(store / "folder", out / "models", dirs_exist_ok=True)
 
 
 def test_a_disk_that_is_really_unmounted(tmp_path, straight):
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True).returncode:
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs",
+                                                      tmp_path], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     out, store = tmp_path / "out", tmp_path / "store"
     store.mkdir()
     code = MOUNT.format(here=str(TESTS), out=str(out), store=str(store), gone=AWAY[0], back=AWAY[1])
-    done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "left behind: []" in done.stdout and done.stderr.count("training goes on, and saves in") == done.stderr.count("is back, and has") == 1
     check_equal(out, straight)
@@ -352,13 +385,17 @@ def test_spoiled_weights_at_the_end_of_an_epoch_name_the_step(tmp_path, monkeypa
         if step == STEPS - 1: model.classifier[6].bias.data[0] = math.inf
     hook_steps(monkeypatch, after=spoil)
     from alexnet_nb.engine.config import load_config
-    with pytest.raises(Diverged, match=f"classifier.6.bias is not finite after step {STEPS}"): engine_train_command.fit(load_config(None, tiny(tmp_path)[1::2]), show_bar=False)
+    with pytest.raises(Diverged, match=f"classifier.6.bias is not finite after step {STEPS}"):
+        engine_train_command.fit(load_config(None, tiny(tmp_path)[1::2]), show_bar=False)
 
 
-@pytest.mark.parametrize("mean, std", [((0.5,) * 3, (0.2, 0.0, 0.2)), ((math.nan, 0, 0), (1, 1, 1)), ((0, 0, 0), (1, 1, math.inf)), ((0, 0, 0), (1, -1, 1))])
+@pytest.mark.parametrize("mean, std", [((0.5,) * 3, (0.2, 0.0, 0.2)), ((math.nan, 0, 0), (1, 1, 1)), ((0, 0,
+    0), (1, 1, math.inf)), ((0, 0, 0), (1, -1, 1))])
 def test_a_recipe_that_would_make_numbers_that_are_none(mean, std):
     "Pictures of one colour have no deviation to divide by."
-    with pytest.raises(base_errors.InputError, match="the numbers must be finite, and the second ones above 0"): Recipe(mean=mean, std=std)
+    with pytest.raises(base_errors.InputError,
+                       match="the numbers must be finite, and the second ones above 0"):
+        Recipe(mean=mean, std=std)
 
 
 # ---------------------------------------------------------------- processes that load images
@@ -377,7 +414,9 @@ def test_a_worker_that_dies_names_its_file(tmp_path, monkeypatch, capsys, no_pan
     root = class_folders(tmp_path / "data")
     monkeypatch.setattr(engine_setup, "_fitting_pixels", lambda *args: None)
     monkeypatch.setattr(base_pictures, "open_rgb", fatal)
-    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__num_workers=2, data__train_images=None, data__val_images=8)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__num_workers=2,
+                data__train_images=None, data__val_images=8)
     assert train.main(argv) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("alexnet_train: a process that loads images has died at ") and str(Path("horse") / "3.png") in said and "--resume" in said
+    assert (said.startswith("alexnet_train: a process that loads images has died at ")
+            and str(Path("horse") / "3.png") in said and "--resume" in said)

@@ -34,7 +34,8 @@ from alexnet_nb.engine import predict_command as engine_predict_command
 from common import class_folders, refused, save_drawings, snapshot, tiny
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="names and kinds of files that Windows does not have")
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes, /proc and limits on memory")
+LINUX = pytest.mark.skipif(sys.platform != "linux",
+                           reason="needs names of any bytes, /proc and limits on memory")
 
 
 # ---------------------------------------------------------------- the corpus, in small
@@ -69,7 +70,8 @@ def test_mutated_archives():
 def test_the_corpus_has_every_format_that_pillow_reads():
     good = hostile.good_pictures()
     Image.init()
-    assert set(Image.OPEN) - {"FPX", "MIC"} <= {name.split()[0] for name in good} and len(good) > 150   # those two need another library
+    # those two need another library
+    assert set(Image.OPEN) - {"FPX", "MIC"} <= {name.split()[0] for name in good} and len(good) > 150
     readable = set()
     for body in good.values():
         try:
@@ -87,13 +89,19 @@ def test_the_corpus_is_the_same_every_time():
 @LINUX
 def test_the_harness_sees_what_goes_wrong(monkeypatch):
     "A library that is broken on purpose: each kind of fault is found, and blamed on the right number."
-    faults = {1: ("raise ValueError('odd')", "ValueError: odd"), 2: ("open('here', 'w').close(), os.remove('here')", "here"), 3: ("bytearray(3 * 2**30)", "MemoryError"),
-              4: ("os.write(2, b'\\x1b[31m')", "wrote to stderr"), 5: ("subprocess.run(['true'])", "subprocess.Popen"), 6: ("os.kill(os.getpid(), 11)", "killed by signal SIGSEGV"),
+    faults = {1: ("raise ValueError('odd')", "ValueError: odd"),
+              2: ("open('here', 'w').close(), os.remove('here')", "here"),
+              3: ("bytearray(3 * 2**30)", "MemoryError"),
+              4: ("os.write(2, b'\\x1b[31m')", "wrote to stderr"),
+              5: ("subprocess.run(['true'])", "subprocess.Popen"),
+              6: ("os.kill(os.getpid(), 11)", "killed by signal SIGSEGV"),
               7: ("raise pictures.InputError('two\\nlines')", "not one printable line")}
-    cases = "".join(f"    if path.name.startswith('{number:06}'): {fault}\n" for number, (fault, _) in faults.items())
+    cases = "".join(f"    if path.name.startswith('{number:06}'): {fault}\n"
+                    for number, (fault, _) in faults.items())
     wrong = f"import os, subprocess\nfrom alexnet_nb.base import pictures\nreal = pictures.open_rgb\ndef broken(path, *use):\n{cases}    return real(path, *use)\npictures.open_rgb = broken\n"
     start = hostile.subprocess.Popen
-    monkeypatch.setattr(hostile.subprocess, "Popen", lambda argv, **more: start([*argv[:2], wrong + argv[2]], **more))
+    monkeypatch.setattr(hostile.subprocess, "Popen",
+                        lambda argv, **more: start([*argv[:2], wrong + argv[2]], **more))
     report = hostile.run_kind("pictures", 9, seed=0, bombs=0)
     assert report["tried"] == 9
     found = {f["number"]: f["why"] for f in report["failures"]}
@@ -102,7 +110,8 @@ def test_the_harness_sees_what_goes_wrong(monkeypatch):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\0", b"MM\0*", b"BM", b"RIFF\0\0\0\0WEBP", b"P6 ", b"8BPS", b"qoif", b"\0\0\1\0"]), st.binary(max_size=300))
+@given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"II*\0", b"MM\0*", b"BM",
+                        b"RIFF\0\0\0\0WEBP", b"P6 ", b"8BPS", b"qoif", b"\0\0\1\0"]), st.binary(max_size=300))
 def test_any_bytes(tmp_path_factory, head, body):
     path = tmp_path_factory.getbasetemp() / "any bytes.png"
     path.write_bytes(head + body)
@@ -116,15 +125,18 @@ def test_any_bytes(tmp_path_factory, head, body):
 @POSIX
 @pytest.mark.parametrize("name", ["EPS", "IPTC eps"])
 def test_a_picture_starts_no_program(name, tmp_path, monkeypatch):
-    "Pillow hands PostScript to Ghostscript, also where it lies in another file; whoever wrote the file wrote that program."
+    """Pillow hands PostScript to Ghostscript, also where it lies in another file; whoever wrote the file
+    wrote that program."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/marker\n")
     (tmp_path / "bin" / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     for suffix in (".eps", ".png", ".iim"):
         (tmp_path / f"a{suffix}").write_bytes(hostile.good_pictures()[name])
-        refused(base_pictures.open_rgb, tmp_path / f"a{suffix}", words=["not an image in a format that Pillow reads"])
-        refused(base_pictures.check_images, base_pictures.Images([tmp_path / f"a{suffix}"], np.array([0]), ("x",)), words=["not an image"])
+        refused(base_pictures.open_rgb, tmp_path / f"a{suffix}",
+                words=["not an image in a format that Pillow reads"])
+        refused(base_pictures.check_images, base_pictures.Images([tmp_path / f"a{suffix}"], np.array([0]),
+                                                                 ("x",)), words=["not an image"])
     assert not (tmp_path / "marker").exists()
 
 
@@ -135,7 +147,8 @@ def test_a_jpeg_in_a_thousand_passes(progressive, tmp_path):
     began = time.process_time()
     refused(base_pictures.open_rgb, tmp_path / "a.jpg", words=["passes over 2000 x 2000 pixels"])
     assert time.process_time() - began < 1
-    (tmp_path / "b.jpg").write_bytes(hostile.written(Image.new("RGB", (2_000, 2_000)), "JPEG", progressive=progressive))
+    (tmp_path / "b.jpg").write_bytes(hostile.written(Image.new("RGB", (2_000, 2_000)), "JPEG",
+                                                     progressive=progressive))
     assert base_pictures.open_rgb(tmp_path / "b.jpg").size == (2_000, 2_000)
 
 
@@ -143,14 +156,17 @@ def test_a_jpeg_in_a_thousand_passes(progressive, tmp_path):
 def test_a_strip(size, tmp_path):
     "A few bytes; enlarged until the short side has 227 or 256 pixels they would take up to 90 GB."
     (tmp_path / "a.png").write_bytes(hostile.png(*size, 0, 1))
-    refused(base_pictures.open_rgb, tmp_path / "a.png", words=[f"{size[0]} x {size[1]} pixels, one side over 100 times the other"])
+    refused(base_pictures.open_rgb, tmp_path / "a.png",
+            words=[f"{size[0]} x {size[1]} pixels, one side over 100 times the other"])
 
 
 @pytest.mark.parametrize("size", [(100, 1), (2, 200)])
 def test_a_strip_that_is_just_short_enough(size, tmp_path):
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
     for recipe in (data.usual_recipe(), data.Recipe(short_side=256)):
-        for views in (1, 10): assert inference.prepare_views(base_pictures.open_rgb(tmp_path / "a.png"), recipe, views).shape == (views, 3, 227, 227)
+        for views in (1, 10):
+            assert inference.prepare_views(base_pictures.open_rgb(tmp_path / "a.png"), recipe,
+                                           views).shape == (views, 3, 227, 227)
 
 
 @pytest.mark.parametrize("head", [b"RIFF\xff\xff\xff\xffWEBP", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
@@ -165,10 +181,12 @@ def test_a_file_of_a_terabyte(head, tmp_path):
 
 @POSIX
 def test_a_forked_process_does_not_wait_for_threads_it_has_not(tmp_path):
-    "Workers of a `DataLoader` are forked; what other threads had in hand at that moment is not in hand there."
+    """Workers of a `DataLoader` are forked; what other threads had in hand at that moment is not in hand
+    there."""
     Image.new("RGB", (1100, 1100)).save(tmp_path / "a.png")
     with base_pictures._SPACE.take(2**26), base_pictures._QUIET.lock:
-        if (child := os.fork()) == 0: os._exit(0 if base_pictures.open_rgb(tmp_path / "a.png").size == (1100, 1100) else 1)
+        if (child := os.fork()) == 0:
+            os._exit(0 if base_pictures.open_rgb(tmp_path / "a.png").size == (1100, 1100) else 1)
     for _ in range(300):
         done, status = os.waitpid(child, os.WNOHANG)
         if done: break
@@ -191,7 +209,8 @@ def test_no_pixels(tmp_path, monkeypatch):
 def test_numbers_that_are_none(tmp_path, recwarn):
     "NaN and infinities in a floating-point TIFF: some picture, no warning of NumPy's."
     (tmp_path / "a.tif").write_bytes(hostile.tiff(3, 1, np.array([np.nan, np.inf, -np.inf], np.float32)))
-    (tmp_path / "b.tif").write_bytes(hostile.tiff(1, 1, np.array([0x7FA00000], np.uint32)))   # a signalling NaN
+    # a signalling NaN
+    (tmp_path / "b.tif").write_bytes(hostile.tiff(1, 1, np.array([0x7FA00000], np.uint32)))
     assert [p[0] for p in np.asarray(base_pictures.open_rgb(tmp_path / "a.tif"))[0]] == [0, 255, 0]
     assert base_pictures.open_rgb(tmp_path / "b.tif").size == (1, 1) and not recwarn.list
 
@@ -202,7 +221,8 @@ def test_an_icon_that_holds_more_than_it_claims(tmp_path):
 
 
 def test_remarks_of_pillow_stay_inside(tmp_path):
-    "Files with broken EXIF, opened by many threads at once, cost no warning; the filters of warnings are afterwards what they were."
+    """Files with broken EXIF, opened by many threads at once, cost no warning; the filters of warnings are
+    afterwards what they were."""
     exif = struct.pack("<2sHIH", b"II", 42, 8, 3) + struct.pack("<HHII", 271, 2, 50, 5000) * 3
     body = hostile.written(hostile.scene("RGB"), "JPEG", exif=b"Exif\0\0" + exif)
     files = [tmp_path / f"{k}.jpg" for k in range(40)]
@@ -244,7 +264,8 @@ def test_a_large_picture_in_strips_is_the_same(mode, monkeypatch, tmp_path):
     if mode == "P": image.info["transparency"] = bytes(range(200))
     if mode == "turned": image.getexif()[274] = 6
     upright = ImageOps.exif_transpose(image)
-    one = base_pictures._part_to_rgb(upright, mode == "I;16" or (mode == "F" and np.asarray(image).max() > 255))
+    one = base_pictures._part_to_rgb(upright, mode == "I;16"
+                                     or (mode == "F" and np.asarray(image).max() > 255))
     assert base_pictures._to_rgb(image).tobytes() == one.tobytes() and one.size == upright.size
 
 
@@ -264,7 +285,8 @@ def test_statistics_of_a_huge_picture_are_taken_in_parts(monkeypatch):
     tracemalloc.stop()
     flat = pixels.reshape(-1, 3)
     torch.testing.assert_close(mean, torch.from_numpy(flat.mean(0) / 255), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(covariance, torch.from_numpy(np.cov((flat / 255.).astype(np.float32).T, bias=True)), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(covariance, torch.from_numpy(np.cov((flat / 255.).astype(np.float32).T,
+                                                                   bias=True)), rtol=1e-3, atol=1e-6)
     assert peak < 900e6
 
 
@@ -273,13 +295,15 @@ def test_statistics_of_a_huge_picture_are_taken_in_parts(monkeypatch):
 def cifar(root: Path, spoil: str | None = None, body: bytes = b"") -> Path:
     "A folder with batches, one of them replaced."
     (root / hostile.FOLDER).mkdir(parents=True)
-    for name, good in hostile.good_members().items(): (root / hostile.FOLDER / name).write_bytes(body if name == spoil else good)
+    for name, good in hostile.good_members().items():
+        (root / hostile.FOLDER / name).write_bytes(body if name == spoil else good)
     return root
 
 
 @pytest.mark.parametrize("name", [*hostile.BATCHES, "batches.meta"])
 def test_batches_that_would_run_code_are_not_unpickled(name, tmp_path, monkeypatch):
-    "torchvision unpickles the batches, but only those whose MD5 it knows. The other files are right here, so that this one is reached."
+    """torchvision unpickles the batches, but only those whose MD5 it knows. The other files are right here,
+    so that this one is reached."""
     from torchvision.datasets import CIFAR10
     sums = {n: base_cifar10.hashlib.md5(good).hexdigest() for n, good in hostile.good_members().items()}
     monkeypatch.setattr(CIFAR10, "train_list", [[n, sums[n]] for n in hostile.BATCHES[:5]])
@@ -287,7 +311,8 @@ def test_batches_that_would_run_code_are_not_unpickled(name, tmp_path, monkeypat
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
     assert len(base_cifar10.read_cifar10(cifar(tmp_path / "good"), may_download=False)) == 10
     evil = pickle.dumps(Evil())
-    refused(lambda: base_cifar10.read_cifar10(cifar(tmp_path / "evil", name, evil), may_download=False), words=["a batch is missing or damaged"])
+    refused(lambda: base_cifar10.read_cifar10(cifar(tmp_path / "evil", name, evil), may_download=False),
+            words=["a batch is missing or damaged"])
     assert not Path("marker").exists()
     pickle.loads(evil)
     assert Path("marker").exists()   # it is evil
@@ -298,7 +323,8 @@ def test_a_batch_that_is_far_too_large_is_not_read(tmp_path):
     root = cifar(tmp_path / "root")
     try: os.truncate(root / hostile.FOLDER / "data_batch_1", 2**40)
     except OSError: pytest.skip("no such large files here")
-    refused(lambda: base_cifar10.read_cifar10(root, may_download=False), words=["a batch is missing or damaged"])
+    refused(lambda: base_cifar10.read_cifar10(root, may_download=False),
+            words=["a batch is missing or damaged"])
     (root / hostile.FOLDER).rename(tmp_path / "away")
     (tmp_path / "away" / "data_batch_1").rename(root / base_cifar10._CIFAR10_ARCHIVE)
     refused(lambda: base_cifar10.read_cifar10(root, may_download=False), words=["is not CIFAR-10's archive"])
@@ -312,7 +338,8 @@ def test_an_archive_that_is_no_file(kind, tmp_path):
     if kind == "pipe": os.mkfifo(path)
     if kind == "folder": path.mkdir()
     if kind == "link to nowhere": path.symlink_to(tmp_path / "nowhere")
-    refused(lambda: base_cifar10.read_cifar10(tmp_path, may_download=False), words=["CIFAR-10's archive" if kind != "link to nowhere" else "holds neither"])
+    refused(lambda: base_cifar10.read_cifar10(tmp_path, may_download=False),
+            words=["CIFAR-10's archive" if kind != "link to nowhere" else "holds neither"])
 
 
 def taken_for_right(monkeypatch, root: Path, body: bytes):
@@ -331,10 +358,14 @@ def one_member(name: str, **more) -> bytes:
 
 
 EVIL = {
-    "a way out": ("../escaped", {"size": 4}), "an absolute path": ("/tmp/hostile_escaped", {"size": 4}), "a link out": (f"{hostile.FOLDER}/a", {"type": tarfile.SYMTYPE, "linkname": "/etc"}),
-    "a hard link": (f"{hostile.FOLDER}/a", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}), "a device": (f"{hostile.FOLDER}/a", {"type": tarfile.CHRTYPE}),
-    "a pipe": (f"{hostile.FOLDER}/test_batch", {"type": tarfile.FIFOTYPE}), "twice the same": (f"{hostile.FOLDER}/test_batch", {"size": 4}),
-    "a file with holes": (f"{hostile.FOLDER}/test_batch", {"type": tarfile.GNUTYPE_SPARSE}), "a stranger": (f"{hostile.FOLDER}/evil.py", {"size": 4}),
+    "a way out": ("../escaped", {"size": 4}), "an absolute path": ("/tmp/hostile_escaped", {"size": 4}),
+        "a link out": (f"{hostile.FOLDER}/a", {"type": tarfile.SYMTYPE, "linkname": "/etc"}),
+    "a hard link": (f"{hostile.FOLDER}/a", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}),
+        "a device": (f"{hostile.FOLDER}/a", {"type": tarfile.CHRTYPE}),
+    "a pipe": (f"{hostile.FOLDER}/test_batch", {"type": tarfile.FIFOTYPE}),
+        "twice the same": (f"{hostile.FOLDER}/test_batch", {"size": 4}),
+    "a file with holes": (f"{hostile.FOLDER}/test_batch", {"type": tarfile.GNUTYPE_SPARSE}),
+        "a stranger": (f"{hostile.FOLDER}/evil.py", {"size": 4}),
     "escape codes": (f"{hostile.FOLDER}/\x1b[31m\n", {"size": 4}),
 }
 
@@ -346,10 +377,13 @@ def test_an_archive_with(kind, tmp_path, monkeypatch):
     taken_for_right(monkeypatch, tmp_path / "root", one_member(name, **more))
     before = snapshot(tmp_path)
     refused(base_cifar10._find_cifar10, tmp_path / "root", False, words=["cannot be unpacked"])
-    assert snapshot(tmp_path) == before and os.listdir(tmp_path / "root") == [base_cifar10._CIFAR10_ARCHIVE] and not Path("/tmp/hostile_escaped").exists()
+    assert (snapshot(tmp_path) == before and os.listdir(tmp_path / "root") == [base_cifar10._CIFAR10_ARCHIVE]
+            and not Path("/tmp/hostile_escaped").exists())
 
 
-@pytest.mark.parametrize("body", [b"\x1f\x8b", hostile.packed(hostile.good_members())[:20_000], hostile.gzip.compress(b"no tar" * 200)], ids=["two bytes", "cut short", "no tar"])
+@pytest.mark.parametrize("body", [b"\x1f\x8b", hostile.packed(hostile.good_members())[:20_000],
+                                  hostile.gzip.compress(b"no tar" * 200)],
+                         ids=["two bytes", "cut short", "no tar"])
 def test_an_archive_that_is_damaged(body, tmp_path, monkeypatch):
     "It was a traceback."
     taken_for_right(monkeypatch, tmp_path / "root", body)
@@ -360,21 +394,26 @@ def test_an_archive_that_is_damaged(body, tmp_path, monkeypatch):
 def test_an_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
     monkeypatch.setattr(base_cifar10, "_CIFAR10_MOST", 2**20)
     for k, kind in enumerate((tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE)):
-        taken_for_right(monkeypatch, tmp_path / str(k), hostile.huge(f"{hostile.FOLDER}/data_batch_1", kind, 2**24, 2**24))
-        refused(base_cifar10._find_cifar10, tmp_path / str(k), False, words=["unpacks to more than it should"])
+        taken_for_right(monkeypatch, tmp_path / str(k),
+                        hostile.huge(f"{hostile.FOLDER}/data_batch_1", kind, 2**24, 2**24))
+        refused(base_cifar10._find_cifar10, tmp_path / str(k), False,
+                words=["unpacks to more than it should"])
 
 
 def test_a_download_that_does_not_end(tmp_path, monkeypatch):
     (tmp_path / "endless").write_bytes(bytes(5 * 2**20))
     monkeypatch.setattr(base_cifar10, "_CIFAR10_MOST", 2**21)
-    refused(base_cifar10._fetch_cifar10, tmp_path / "root", [(tmp_path / "endless").as_uri()], words=["more comes than the file can hold"])
+    refused(base_cifar10._fetch_cifar10, tmp_path / "root", [(tmp_path / "endless").as_uri()],
+            words=["more comes than the file can hold"])
     assert os.listdir(tmp_path / "root") == []
 
 
 # ---------------------------------------------------------------- names and kinds of files
 
-NAMES = ["a b.png", " leading.png", "two\nlines.png", "tab\t.png", "\r.png", "cafe\u0301.png", "caf\u00e9.png", "\u202egnp.exe.png", "\u05d0\u05d1.png", "\U0001f600.png", "-x.png", "--csv.png",
-         "x" * 251 + ".png", "\x1b[31mred\x1b[0m.png", "\x1b]0;title\x07.png", "it's \"q\",;.png", "=1+1.png", "%s{0}.png", "$x_{.png", "*.png", "#.png", "\x7f\x80\x9b.png", "UPPER.PNG", "a.b.c.JPG"]
+NAMES = ["a b.png", " leading.png", "two\nlines.png", "tab\t.png", "\r.png", "cafe\u0301.png",
+         "caf\u00e9.png", "\u202egnp.exe.png", "\u05d0\u05d1.png", "\U0001f600.png", "-x.png", "--csv.png",
+         "x" * 251 + ".png", "\x1b[31mred\x1b[0m.png", "\x1b]0;title\x07.png", "it's \"q\",;.png", "=1+1.png",
+         "%s{0}.png", "$x_{.png", "*.png", "#.png", "\x7f\x80\x9b.png", "UPPER.PNG", "a.b.c.JPG"]
 
 
 @pytest.fixture
@@ -383,7 +422,8 @@ def odd_names(tmp_path) -> Path:
     folder = tmp_path / "odd"
     body = save_drawings(tmp_path / "one", 1)[0].read_bytes()
     folder.mkdir()
-    for name in [*map(os.fsencode, NAMES), *([b"caf\xe9 \xff.png"] if sys.platform == "linux" else [])]: Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_bytes(body)
+    for name in [*map(os.fsencode, NAMES), *([b"caf\xe9 \xff.png"] if sys.platform == "linux" else [])]:
+        Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_bytes(body)
     return folder
 
 
@@ -394,8 +434,10 @@ def test_odd_names_for_people(odd_names, final, capsys):
     assert inference.main(["--checkpoint", str(final), "--image-dir", str(odd_names)]) == 1
     out, err = capsys.readouterr()
     files = base_pictures.image_files(odd_names)
-    assert len(out.splitlines()) == len(files) - 1 and all(line.isprintable() for line in (out + err).splitlines())
-    assert "two\\nlines.png" in out and "\\x1b[31mred" in out and "bad \\x1b[31m\\n.png: not an image" in err and "caf\u00e9.png" in out
+    assert (len(out.splitlines()) == len(files) - 1
+            and all(line.isprintable() for line in (out + err).splitlines()))
+    assert ("two\\nlines.png" in out and "\\x1b[31mred" in out
+            and "bad \\x1b[31m\\n.png: not an image" in err and "caf\u00e9.png" in out)
     assert len(err.splitlines()) == 2
 
 
@@ -403,17 +445,20 @@ def test_odd_names_for_people(odd_names, final, capsys):
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_odd_names_for_programs(form, odd_names, final):
     "A real process, whose stream is strict: every name comes back as the bytes that it is on disk."
-    run = subprocess.run([sys.executable, "-m", "alexnet_nb.inference", "--checkpoint", final, "--image-dir", odd_names, form], capture_output=True, timeout=120)
+    run = subprocess.run([sys.executable, "-m", "alexnet_nb.inference", "--checkpoint", final, "--image-dir",
+                          odd_names, form], capture_output=True, timeout=120)
     assert run.returncode == 0, run.stderr
     text = run.stdout.decode("utf-8", "surrogateescape")
     rows = json.loads(text) if form == "--json" else list(csv.DictReader(io.StringIO(text, newline="")))
-    assert sorted(os.fsencode(row["path"]) for row in rows) == sorted(map(os.fsencode, base_pictures.image_files(odd_names)))
+    assert sorted(os.fsencode(row["path"]) for row in rows) == sorted(map(os.fsencode,
+        base_pictures.image_files(odd_names)))
     assert not any(row.get("error") for row in rows)
 
 
 @POSIX
 def test_odd_names_where_only_ascii_can_be_written(odd_names, final):
-    run = subprocess.run([sys.executable, "-m", "alexnet_nb.inference", "--checkpoint", final, "--image-dir", odd_names], capture_output=True, timeout=120,
+    run = subprocess.run([sys.executable, "-m", "alexnet_nb.inference", "--checkpoint", final, "--image-dir",
+                          odd_names], capture_output=True, timeout=120,
                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert run.returncode == 0 and b"Traceback" not in run.stderr and b"caf\\xe9.png" in run.stdout
 
@@ -439,24 +484,32 @@ def test_odd_names_that_are_nowhere(name, final, capsys):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=30), min_size=1, max_size=5), st.text(st.characters(exclude_characters="\0"), min_size=1))
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=30), min_size=1,
+                max_size=5), st.text(st.characters(exclude_characters="\0"), min_size=1))
 def test_any_name_survives_json_and_csv(names, error):
     "Also stray halves of characters, which is how Python holds bytes that are no text."
     classes = ("a", "b,\"\n;")
-    rows = [engine_predict_command.Prediction(name, [.25, .75]) if k else engine_predict_command.Prediction(name, error=error) for k, name in enumerate(names)]
+    rows = [engine_predict_command.Prediction(name, [.25, .75]) if k
+            else engine_predict_command.Prediction(name, error=error) for k, name in enumerate(names)]
     out = io.StringIO()
     engine_predict_command.write_json(rows, classes, out)
     assert [row["path"] for row in json.loads(out.getvalue())] == names
     out = io.StringIO(newline="")
     engine_predict_command.write_csv(rows, classes, out)
     table = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
-    assert table[0] == ["path", "prediction", *classes, "error"] and [row[0] for row in table[1:]] == names and table[1][-1] == error
-    for row in rows[1:]: assert all(line.isprintable() for line in engine_predict_command.format_prediction(row, classes, True).split("\n"))
+    assert (table[0] == ["path", "prediction", *classes, "error"] and [row[0] for row in table[1:]] == names
+            and table[1][-1] == error)
+    for row in rows[1:]:
+        assert all(line.isprintable() for line in engine_predict_command.format_prediction(row, classes,
+                                                                                           True).split("\n"))
 
 
 def test_json_is_written_as_it_comes_and_as_before(monkeypatch):
-    "100,000 answers of 1,000 classes would be some gigabytes; the text is what `json.dump` makes of all of them."
-    rows = [engine_predict_command.Prediction("a", [.25, .75]), engine_predict_command.Prediction("b", error="bad"), engine_predict_command.Prediction("c\n", [.5, .5])]
+    """100,000 answers of 1,000 classes would be some gigabytes; the text is what `json.dump` makes of all of
+    them."""
+    rows = [engine_predict_command.Prediction("a", [.25, .75]),
+            engine_predict_command.Prediction("b", error="bad"),
+            engine_predict_command.Prediction("c\n", [.5, .5])]
     for some in (rows, rows[:1], []):
         out, seen = io.StringIO(), []
         def coming():
@@ -464,7 +517,10 @@ def test_json_is_written_as_it_comes_and_as_before(monkeypatch):
                 yield row
                 seen.append(out.tell())
         engine_predict_command.write_json(coming(), ("x", "y"), out)
-        whole = [dict(path=p.path, error=p.error) if p.error else dict(path=p.path, prediction=p.ranked(("x", "y"))[0][0], probabilities=dict(p.ranked(("x", "y")))) for p in some]
+        whole = [dict(path=p.path, error=p.error) if p.error
+                 else dict(path=p.path, prediction=p.ranked(("x",
+                                                             "y"))[0][0],
+                           probabilities=dict(p.ranked(("x", "y")))) for p in some]
         assert out.getvalue() == json.dumps(whole, indent=1) + "\n"
         assert seen == sorted(set(seen)) and (not seen or seen[0] > 10)
 
@@ -484,7 +540,8 @@ def odd_kinds(folder: Path) -> dict[str, str]:
     (folder / "zero.png").symlink_to("/dev/zero")
     (folder / "up.png").symlink_to("..")
     (folder / "cpu.png").symlink_to("/proc/self/status")
-    return {"pipe.png": "is a pipe", "socket.png": "is a pipe, a socket", "folder.png": "is a folder", "loop.png": "Too many levels of symbolic links", "nowhere.png": "no such file",
+    return {"pipe.png": "is a pipe", "socket.png": "is a pipe, a socket", "folder.png": "is a folder",
+            "loop.png": "Too many levels of symbolic links", "nowhere.png": "no such file",
             "zero.png": "or a device", "up.png": "is a folder", "cpu.png": "is empty"}
 
 
@@ -492,11 +549,16 @@ def odd_kinds(folder: Path) -> dict[str, str]:
 def test_odd_kinds_of_files(tmp_path, final):
     "A pipe to which nobody writes must not hold everything up."
     words = odd_kinds(tmp_path / "odd")
-    run = subprocess.run([sys.executable, "-m", "alexnet_nb.inference", "--checkpoint", final, "--image-dir", tmp_path / "odd"], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-m", "alexnet_nb.inference", "--checkpoint", final, "--image-dir",
+                          tmp_path / "odd"], capture_output=True, text=True, timeout=60)
     lines = run.stderr.splitlines()
-    assert run.returncode == 1 and lines[-1] == f"2 predicted, {len(words)} skipped" and len(lines) == len(words) + 1
-    for name, text in words.items(): assert sum(f"/{name}: " in line and text in line for line in lines) == 1, name
-    for name, text in words.items(): refused(base_pictures.check_images, base_pictures.Images([tmp_path / "odd" / name], np.array([0]), ("x",)), words=[text])
+    assert (run.returncode == 1 and lines[-1] == f"2 predicted, {len(words)} skipped"
+            and len(lines) == len(words) + 1)
+    for name, text in words.items():
+        assert sum(f"/{name}: " in line and text in line for line in lines) == 1, name
+    for name, text in words.items():
+        refused(base_pictures.check_images, base_pictures.Images([tmp_path / "odd" / name], np.array([0]),
+                                                                 ("x",)), words=[text])
 
 
 @LINUX
@@ -554,8 +616,10 @@ def test_files_that_change_between_listing_and_opening(kind, tmp_path, final, mo
     monkeypatch.setattr(engine_predict_command, "folder_images", then)
     assert inference.main(["--checkpoint", str(final), "--image-dir", str(folder)]) == 1
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2 and err.splitlines()[1] == "2 predicted, 1 skipped" and "001.png: " in err
-    refused(base_pictures.check_images, base_pictures.Images([folder / "001.png"], np.array([0]), ("x",)), words=["001.png: "])
+    assert (len(out.splitlines()) == 2 and err.splitlines()[1] == "2 predicted, 1 skipped"
+            and "001.png: " in err)
+    refused(base_pictures.check_images, base_pictures.Images([folder / "001.png"], np.array([0]), ("x",)),
+            words=["001.png: "])
 
 
 @LINUX
@@ -569,32 +633,40 @@ def test_a_class_whose_name_is_no_text(tmp_path, capsys):
 
 @POSIX
 def test_classes_with_odd_names(tmp_path, capsys):
-    "Trained with TensorBoard's pictures, saved, and predicted: the names come through, and nothing is taken for a formula or a code."
-    names = sorted(["a b", "$x_{$", "\x1b[31mred", "nai\u0308ve", "two\nlines", "=1+1", ",;\"'", "-x", "%s", "y" * 255])
+    """Trained with TensorBoard's pictures, saved, and predicted: the names come through, and nothing is taken
+    for a formula or a code."""
+    names = sorted(["a b", "$x_{$", "\x1b[31mred", "nai\u0308ve", "two\nlines", "=1+1", ",;\"'", "-x", "%s",
+                    "y" * 255])
     root = class_folders(tmp_path / "root", classes=names, train=2, test=1)
-    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root), data__train_images=None, data__test_images=None, data__val_images=10, training__num_epochs=1)
+    argv = tiny(tmp_path / "out", data__dataset="ImageFolder", data__data_dir=str(root),
+                data__train_images=None, data__test_images=None, data__val_images=10, training__num_epochs=1)
     assert train.main(argv) == 0
     capsys.readouterr()
     final = tmp_path / "out" / "models" / "alexnet_final.pkl"
-    predict = ["--checkpoint", str(final), "--image", str(root / "test" / "a b" / "0.png"), "--set", "device.use_cuda=false"]
+    predict = ["--checkpoint", str(final), "--image", str(root / "test" / "a b" / "0.png"), "--set",
+               "device.use_cuda=false"]
     assert inference.main([*predict, "--json"]) == 0
     assert sorted(json.loads(capsys.readouterr().out)[0]["probabilities"]) == names
     assert inference.main([*predict, "--show-all-probs"]) == 0
-    assert len(lines := capsys.readouterr().out.splitlines()) == 11 and all(line.isprintable() for line in lines)
+    assert (len(lines := capsys.readouterr().out.splitlines()) == 11
+            and all(line.isprintable() for line in lines))
 
 
 # ---------------------------------------------------------------- many files
 
 @POSIX
 def test_a_folder_of_100_000_files(tmp_path, monkeypatch):
-    "Names are listed, pictures are not held: what is in memory while predicting does not grow with the folder."
+    """Names are listed, pictures are not held: what is in memory while predicting does not grow with the
+    folder."""
     seeds, folder = save_drawings(tmp_path / "seeds", 4), tmp_path / "many"
     folder.mkdir()
     here = os.open(folder, os.O_RDONLY)
     for k in range(100_000): os.link(seeds[k % 4], f"{k:06}.png", dst_dir_fd=here)
     os.close(here)
-    classifier = inference.Classifier(torch.nn.Identity(), data.usual_recipe(), ("a", "b"), torch.device("cpu"))
-    monkeypatch.setattr(engine_predict_command, "_answer", lambda classifier, read, views: [[.5, .5]] * len(read))
+    classifier = inference.Classifier(torch.nn.Identity(), data.usual_recipe(), ("a", "b"),
+                                      torch.device("cpu"))
+    monkeypatch.setattr(engine_predict_command, "_answer",
+                        lambda classifier, read, views: [[.5, .5]] * len(read))
     try:
         tracemalloc.start()
         files = engine_predict_command.folder_images(folder)
@@ -620,5 +692,7 @@ def test_what_pillow_logs_does_not_reach_stderr(tmp_path):
     code = f"from alexnet_nb.data import open_rgb\ntry: open_rgb({str(path)!r})\nexcept Exception as e: print(type(e).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert (done.stdout, done.stderr) == ("InputError\n", "")
-    plain = subprocess.run([sys.executable, "-c", f"from PIL import Image\ntry: Image.open({str(path)!r})\nexcept Exception: pass"], capture_output=True, text=True, timeout=200)
+    plain = subprocess.run([sys.executable, "-c",
+                            f"from PIL import Image\ntry: Image.open({str(path)!r})\nexcept Exception: pass"],
+                           capture_output=True, text=True, timeout=200)
     assert "More samples per pixel" in plain.stderr  # Pillow alone does say it

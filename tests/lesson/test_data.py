@@ -25,9 +25,11 @@ from alexnet_nb.data import (
 )
 from common import by_pillow, channels_first, noise
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                                reason="needs a CUDA device"))]
 USUAL = usual_recipe()
-PAPER = paper_recipe(227, torch.tensor([0.49, 0.48, 0.45]), torch.tensor([[0.06, 0.055, 0.05], [0.055, 0.06, 0.055], [0.05, 0.055, 0.07]]))
+PAPER = paper_recipe(227, torch.tensor([0.49, 0.48, 0.45]),
+                     torch.tensor([[0.06, 0.055, 0.05], [0.055, 0.06, 0.055], [0.05, 0.055, 0.07]]))
 
 
 def by_torchvision(image: Image.Image, recipe: Recipe, chance: Augmentation | None) -> torch.Tensor:
@@ -35,24 +37,30 @@ def by_torchvision(image: Image.Image, recipe: Recipe, chance: Augmentation | No
     size = recipe.size
     image = F.resize(image, [size, size] if recipe.short_side is None else [recipe.short_side])
     down, right = (chance.top, chance.left) if chance else (0.5, 0.5)
-    image = F.crop(image, int((image.height - size + 1) * down), int((image.width - size + 1) * right), size, size)
+    image = F.crop(image, int((image.height - size + 1) * down), int((image.width - size + 1) * right), size,
+                   size)
     if chance and chance.flip: image = F.horizontal_flip(image)
     x = F.pil_to_tensor(image).float() / 255
-    if chance and recipe.colour is not None: x += (torch.tensor(recipe.colour) @ torch.tensor(chance.colour, dtype=torch.float32))[:, None, None]
+    if chance and recipe.colour is not None:
+        x += (torch.tensor(recipe.colour) @ torch.tensor(chance.colour, dtype=torch.float32))[:, None, None]
     return F.normalize(x, recipe.mean, recipe.std)
 
 
-def assert_prepared_alike(items: np.ndarray, recipe: Recipe, seed: int | None, device: str = "cpu", part: int = 100) -> None:
+def assert_prepared_alike(items: np.ndarray, recipe: Recipe, seed: int | None, device: str = "cpu",
+                          part: int = 100) -> None:
     "torchvision, `prepare` and `prepare_batch` agree in every bit."
     for start in range(0, len(items), part):
         some = items[start:start + part]
         chances = None if seed is None else [augmentation(seed, 3, start + i) for i in range(len(some))]
         batch = prepare_batch(channels_first(some, device), recipe, chances).cpu()
-        assert batch.dtype == torch.float32 and batch.is_contiguous() and batch.shape == (len(some), 3, recipe.size, recipe.size)
+        assert (batch.dtype == torch.float32 and batch.is_contiguous()
+                and batch.shape == (len(some), 3, recipe.size, recipe.size))
         for i, (item, chance) in enumerate(zip(some, chances or [None] * len(some))):
             image = Image.fromarray(item)
-            assert torch.equal(judge := by_torchvision(image, recipe, chance), prepare(image, recipe, chance)), f"prepare, image {start + i}"
-            assert torch.equal(judge, batch[i]), f"prepare_batch, image {start + i}: {(judge - batch[i]).abs().max()}"
+            assert torch.equal(judge := by_torchvision(image, recipe, chance),
+                               prepare(image, recipe, chance)), f"prepare, image {start + i}"
+            assert torch.equal(judge,
+                               batch[i]), f"prepare_batch, image {start + i}: {(judge - batch[i]).abs().max()}"
 
 
 @pytest.mark.parametrize("recipe", [USUAL, PAPER], ids=["usual", "paper"])
@@ -62,7 +70,8 @@ def test_prepared_alike(recipe, seed):
     assert_prepared_alike(noise(50), recipe, seed)
 
 
-@pytest.mark.parametrize("size", [(32, 48), (48, 31), (227, 300), (400, 260), (256, 256), (227, 227)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size", [(32, 48), (48, 31), (227, 300), (400, 260), (256, 256), (227, 227)],
+                         ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("recipe", [USUAL, PAPER], ids=["usual", "paper"])
 def test_prepared_alike_whatever_the_size(recipe, size):
     assert_prepared_alike(noise(3, *size), recipe, 7)
@@ -78,12 +87,14 @@ def test_prepared_alike_on_cuda(recipe, device):
 def test_corners_of_the_crop():
     "The first and the last place, mirrored and not."
     recipe, items = Recipe(24, short_side=32, mean=(0, 0, 0), std=(1, 1, 1)), noise(2)
-    chances = [Augmentation(flip, top, left, (0.0, 0.0, 0.0)) for flip, top, left in product((False, True), (0.0, 1 - 1e-12), (0.0, 1 - 1e-12))]
+    chances = [Augmentation(flip, top, left, (0.0, 0.0, 0.0))
+               for flip, top, left in product((False, True), (0.0, 1 - 1e-12), (0.0, 1 - 1e-12))]
     batch = prepare_batch(channels_first(items[:1].repeat(8, 0)), recipe, chances)
     for x, chance in zip(batch, chances):
         top, left = 8 * (chance.top > 0.5), 8 * (chance.left > 0.5)
         crop = items[0][top:top + 24, left:left + 24]
-        assert torch.equal(x * 255, channels_first(crop[None, :, ::-1 if chance.flip else 1].copy())[0].float())
+        assert torch.equal(x * 255, channels_first(crop[None, :,
+                                                        ::-1 if chance.flip else 1].copy())[0].float())
 
 
 @pytest.mark.cifar10
@@ -94,9 +105,11 @@ def test_real_pictures_alike(cifar10_dir):
     for some, size in product(np.array_split(items, 10), (227, 256)):
         assert torch.equal(_resize_pixels(channels_first(some), (size, size)), by_pillow(some, (size, size)))
     recipe = paper_recipe(227, *colour_statistics(images))
-    for r, seed in ((USUAL, None), (USUAL, 42), (recipe, None), (recipe, 42)): assert_prepared_alike(items, r, seed)
+    for r, seed in ((USUAL, None), (USUAL, 42), (recipe, None), (recipe, 42)):
+        assert_prepared_alike(items, r, seed)
 
 
 def test_data_imports_no_torchvision():
     code = "import sys, alexnet_nb.data; print([m for m in sys.modules if m.split('.')[0] == 'torchvision'])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          timeout=120).stdout.strip() == "[]"

@@ -1,4 +1,5 @@
-"Two notebooks as a student meets them: JupyterLab in a real browser, Run All, a slider moved, a picture uploaded."
+"""Two notebooks as a student meets them: JupyterLab in a real browser, Run All, a slider moved, a picture
+uploaded."""
 import base64
 import io
 import json
@@ -28,7 +29,8 @@ CLASSES = "airplane|automobile|bird|cat|deer|dog|frog|horse|ship|truck"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "JupyterLab on a free port, in a folder that holds copies of two notebooks and nothing else; every cell is kept in the page, in sight or not."
+    """JupyterLab on a free port, in a folder that holds copies of two notebooks and nothing else; every cell
+    is kept in the page, in sight or not."""
     folder, private = tmp_path_factory.mktemp("student"), tmp_path_factory.mktemp("jupyter")
     for name in ("02_lrn", "05_inference"): shutil.copy(ROOT / "nbs" / f"{name}.ipynb", folder)
     settings = private / "settings" / "@jupyterlab" / "notebook-extension"
@@ -39,10 +41,14 @@ def lab(tmp_path_factory):
         port = s.getsockname()[1]
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {  # JupyterLab draws inline
         "ALEXNET_NB_SMOKE": "1", "PYTHONPATH": str(ROOT), "JUPYTERLAB_SETTINGS_DIR": str(private / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(private / "workspaces"),
-        "JUPYTER_CONFIG_DIR": str(private), "JUPYTER_RUNTIME_DIR": str(private / "runtime"), "IPYTHONDIR": str(private / "ipython")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={TOKEN}",
-               f"--ServerApp.root_dir={folder}", "--ServerApp.open_browser=False", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    with open(private / "log", "w") as log: server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+        "JUPYTER_CONFIG_DIR": str(private), "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
+            "IPYTHONDIR": str(private / "ipython")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+               f"--port={port}", f"--IdentityProvider.token={TOKEN}",
+               f"--ServerApp.root_dir={folder}", "--ServerApp.open_browser=False", "--LabApp.news_url=None",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with open(private / "log", "w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
     try:
         for _ in range(300):
             try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={TOKEN}", timeout=5).read()
@@ -63,12 +69,16 @@ def chromium():
 
 
 def run_all(page, address, name):
-    "Open a notebook in a workspace of its own, choose Run, Run All Cells, and wait until every code cell has its number and none has failed."
-    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}", wait_until="load", timeout=LONG)
+    """Open a notebook in a workspace of its own, choose Run, Run All Cells, and wait until every code cell
+    has its number and none has failed."""
+    page.goto(f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}", wait_until="load",
+              timeout=LONG)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=LONG)
     for _ in range(600):
         sessions = json.load(urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=60))
-        if any(s["path"] == f"{name}.ipynb" and s["kernel"]["execution_state"] == "idle" and s["kernel"]["connections"] for s in sessions): break
+        if any(s["path"] == f"{name}.ipynb" and s["kernel"]["execution_state"] == "idle"
+               and s["kernel"]["connections"] for s in sessions):
+            break
         page.wait_for_timeout(1000)
     begun = page.locator(".jp-Notebook .jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]"))
     for _ in range(5):  # a slow machine may show the menu before the page listens to its kernel
@@ -87,11 +97,13 @@ def run_all(page, address, name):
 
 def pixels(image) -> np.ndarray:
     "The picture of an <img> that holds it as data, (H, W, 3)."
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.get_attribute("src").split(",", 1)[1]))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.get_attribute("src").split(",",
+        1)[1]))).convert("RGB"))
 
 
 def count_bars(picture: np.ndarray) -> int:
-    "Rows of a horizontal bar chart: how often, going down just right of its axis, one meets something that is not white, be it the bar or the number written at its end."
+    """Rows of a horizontal bar chart: how often, going down just right of its axis, one meets something that
+    is not white, be it the bar or the number written at its end."""
     black = (picture < 90).all(2)
     sides = np.flatnonzero(black.mean(0) > 0.5)               # the frame's left and right
     left, right = sides[0], sides[-1]
@@ -126,8 +138,11 @@ def test_a_slider_of_the_lrn_explorer_changes_the_picture(lab, chromium):
         handle.scroll_into_view_if_needed()
         handle.focus()
         for _ in range(4): page.keyboard.press("ArrowRight")
-        page.wait_for_function("([e, old]) => e.innerText !== old", arg=[widget.locator(".widget-readout").first.element_handle(), readout], timeout=LONG)
-        page.wait_for_function("([w, old]) => { const i = w.querySelector('.jp-OutputArea-output img'); return i && i.src !== old }",
+        page.wait_for_function("([e, old]) => e.innerText !== old",
+                               arg=[widget.locator(".widget-readout").first.element_handle(), readout],
+                               timeout=LONG)
+        page.wait_for_function("([w, old]) => { const i = w.querySelector('.jp-OutputArea-output img'); "
+                               "return i && i.src !== old }",
                                arg=[widget.element_handle(), before], timeout=LONG)
         assert widget.locator(".jp-OutputArea-output img").count() == 1, "one picture is drawn anew, not a second below it"
         assert not [w for w in wrong if "Error" in w and "favicon" not in w], wrong
@@ -141,11 +156,14 @@ def test_the_predictor_takes_a_picture_and_shows_ten_bars(lab, chromium, tmp_pat
         picture = answer.locator("img").first
         picture.wait_for(timeout=LONG)
         before = picture.get_attribute("src")
-        with page.expect_file_chooser() as chooser: page.locator("button.jupyter-widgets", has_text="Upload").first.click()
+        with page.expect_file_chooser() as chooser:
+            page.locator("button.jupyter-widgets", has_text="Upload").first.click()
         chooser.value.set_files(tmp_path / "magenta.png")
-        page.wait_for_function("([w, old]) => { const i = w.querySelector('img'); return i && i.src !== old }", arg=[answer.element_handle(), before], timeout=LONG)
+        page.wait_for_function("([w, old]) => { const i = w.querySelector('img'); return i && i.src !== old "
+                               "}", arg=[answer.element_handle(), before], timeout=LONG)
         shown = pixels(answer.locator("img").first)
-        assert (abs(shown.astype(int) - (250, 0, 250)).max(2) < 12).mean() > 0.05, "the uploaded picture is not in the figure"
+        assert (abs(shown.astype(int) - (250, 0,
+                                         250)).max(2) < 12).mean() > 0.05, "the uploaded picture is not in the figure"
         assert count_bars(shown) == 10
         assert re.search(rf"^({CLASSES}) \d+\.\d%$", answer.inner_text(), re.M), answer.inner_text()
         assert page.locator("option", has_text="magenta.png").count() == 1

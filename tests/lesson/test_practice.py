@@ -1,4 +1,5 @@
-"What notebooks offer for practice is there, is whole, and can fail: questions, exercises, solutions, numbered equations, widgets."
+"""What notebooks offer for practice is there, is whole, and can fail: questions, exercises, solutions,
+numbered equations, widgets."""
 import ast
 import json
 import os
@@ -11,21 +12,29 @@ import pytest
 
 from common import NBS, NOTEBOOKS, ROOT, page_of
 
-LESSONS = [path for path in NOTEBOOKS if re.match("0[1-9]_", page_of(path))]  # 00_start comes before there is anything to practise
+# 00_start comes before there is anything to practise
+LESSONS = [path for path in NOTEBOOKS if re.match("0[1-9]_", page_of(path))]
 PROMISED = ("01_data", "02_lrn", "03_model", "04_train", "05_inference")  # have something that moves
-OLD_NUMBERS = ("06_looking_inside", "claims/ablations", "claims/lrn_13_to_11", "claims/plans", "claims/relu_vs_tanh", "claims/small_nets",
-               "claims/two_towers", "engine/checkpoint", "engine/config", "engine/processes", "engine/safe_loading", "engine/speed")
+OLD_NUMBERS = ("06_looking_inside", "claims/ablations", "claims/lrn_13_to_11", "claims/plans",
+               "claims/relu_vs_tanh", "claims/small_nets",
+               "claims/two_towers", "engine/checkpoint", "engine/config", "engine/processes",
+               "engine/safe_loading", "engine/speed")
 UNDER_WAY = {  # (test, page): what that page still lacks
-    **{("test_equations_are_numbered_and_referred_to", page): "its equations have the numbers of version 0.1" for page in OLD_NUMBERS},
-    ("test_references_to_equations_are_right", "claims/two_towers"): "an equation that it refers to has moved",
+    **{("test_equations_are_numbered_and_referred_to", page): "its equations have the numbers of version 0.1"
+       for page in OLD_NUMBERS},
+    ("test_references_to_equations_are_right",
+     "claims/two_towers"): "an equation that it refers to has moved",
     ("test_equations_are_numbered_and_referred_to", "02_lrn"): "(2.3) is never referred to",
     ("test_stored_outputs_are_fit_for_a_page", "04_train"): "`train` has 37 lines",
     ("test_stored_outputs_are_fit_for_a_page", "claims/errata"): "a hidden cell has 40 lines",
     ("test_stored_outputs_are_fit_for_a_page", "engine/run"): "`Recorder` has 43 lines",
 }
 KINDS = {"Compute", "Predict", "Repair", "Change"}
-SECTIONS = ("Where this differs from the paper", "If you see this, look there", "Check yourself", "Exercises", "Summary")  # in this order
-ALWAYS = ("Where this differs from the paper", "Summary")  # the others stand where they teach something: there is no quota
+# in this order
+SECTIONS = ("Where this differs from the paper", "If you see this, look there", "Check yourself", "Exercises",
+            "Summary")
+# the others stand where they teach something: there is no quota
+ALWAYS = ("Where this differs from the paper", "Summary")
 QUESTION = re.compile(r"<details>\n<summary><b>(\d+)\.</b> ([^\n]+)</summary>\n\n(.+?)\n\n</details>", re.S)
 EQUATION = re.compile(r'(?:<a id="([\w-]+)"></a>\n\n)?\$\$(?:(?!\$\$).)*?\\tag\{([\w.]+)\}\s*\$\$', re.S)
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -74,7 +83,8 @@ def solutions(path) -> dict[int, str]:
     "The code of solutions by number; one may go on in cells that say so: `Solution 5, tried`."
     found: dict[int, str] = {}
     for cell in cells(path, "code"):
-        match = re.match(r'#\| code-fold: true\n#\| code-summary: "Solution (\d+)(, [\w ]+)?"\n', cell["source"])
+        match = re.match(r'#\| code-fold: true\n#\| code-summary: "Solution (\d+)(, [\w ]+)?"\n',
+                         cell["source"])
         assert match or 'code-summary: "Solution' not in cell["source"], f"a solution begins otherwise: {cell['source'][:90]}"
         if not match: continue
         number = int(match[1])
@@ -86,13 +96,16 @@ def solutions(path) -> dict[int, str]:
 def checks(source: str) -> bool:
     "Whether Python source holds an assertion: a statement `assert`, or a call of something named assert_..."
     tree = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M))
-    names = (getattr(node.func, "attr", getattr(node.func, "id", "")) for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return any(isinstance(node, ast.Assert) for node in ast.walk(tree)) or any(name.startswith("assert_") for name in names)
+    names = (getattr(node.func, "attr", getattr(node.func, "id", "")) for node in ast.walk(tree)
+             if isinstance(node, ast.Call))
+    return (any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+            or any(name.startswith("assert_") for name in names))
 
 
 def headings(path) -> set[str]:
     "The anchors of a page's headings."
-    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#{2,6} +(.+)$", prose(path), re.M)}
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-")
+            for title in re.findall(r"^#{2,6} +(.+)$", prose(path), re.M)}
 
 
 @each_lesson
@@ -115,7 +128,8 @@ def test_symptoms_have_causes(path):
     lines = [line for line in section(path, "If you see this").splitlines() if line.startswith("|")]
     assert lines[0].replace(" ", "") == "|yousee|lookat|"
     assert 3 <= len(lines) - 2 <= 7
-    assert all(len(re.split(r"(?<!\\)\|", line.strip("|"))) == 2 for line in lines), "a row has not two columns"
+    assert all(len(re.split(r"(?<!\\)\|", line.strip("|"))) == 2
+               for line in lines), "a row has not two columns"
 
 
 @has("Check yourself")
@@ -134,7 +148,8 @@ def test_questions_are_folded(path):
 
 def exercises(path) -> list[tuple[int, str]]:
     "Number and kind of each."
-    return [(int(n), kind) for n, kind in re.findall(r"^\*\*(\d+)\. (\w+)\.\*\*", section(path, "Exercises"), re.M)]
+    return [(int(n), kind) for n, kind in re.findall(r"^\*\*(\d+)\. (\w+)\.\*\*", section(path, "Exercises"),
+                                                     re.M)]
 
 
 @has("Exercises")
@@ -155,16 +170,19 @@ def test_equations_are_numbered_and_referred_to(path):
     "By chapter and number in the lesson, by number alone in the rooms of the other wings."
     number, text = re.match(r"0?(\d+)_", path.stem), prose(path)
     chapter, found = f"{number[1]}." if number else "", EQUATION.findall(text)
-    assert all(anchor for anchor, _ in found), f"an equation without an anchor before it: {[tag for anchor, tag in found if not anchor]}"
+    assert all(anchor
+               for anchor, _ in found), f"an equation without an anchor before it: {[tag for anchor, tag in found if not anchor]}"
     assert [tag for _, tag in found] == [f"{chapter}{i + 1}" for i in range(len(found))]
     assert len({anchor for anchor, _ in found}) == len(found) == text.count(r"\tag{")
-    for anchor, tag in found: assert f"[({tag})](#{anchor})" in text, f"({tag}) is never referred to on its own page"
+    for anchor, tag in found:
+        assert f"[({tag})](#{anchor})" in text, f"({tag}) is never referred to on its own page"
 
 
 @each_notebook
 def test_references_to_equations_are_right(path):
     for tag, file, anchor in re.findall(r"\[\(([\w.]+)\)\]\(([\w./]*)#([\w-]+)\)", prose(path)):
-        assert equations(path.parent / file if file else path).get(anchor) == tag, f"({tag}) at {file}#{anchor}"
+        assert equations(path.parent / file if file
+                         else path).get(anchor) == tag, f"({tag}) at {file}#{anchor}"
 
 
 def glossary_links(path) -> set[str]:
@@ -188,13 +206,16 @@ def test_the_glossary_is_in_order_and_leads_on():
     entries = re.split(r"^### +", text, flags=re.M)[1:]
     names = [entry.split("\n", 1)[0].lower().replace("-", " ") for entry in entries]
     assert names == sorted(names) and len(names) > 60
-    for entry in entries: assert re.search(r"\]\([\w/]+\.ipynb(#[\w-]+)?\)", entry), f"{entry[:20]}: no link to a notebook"
-    for anchor in re.findall(r"\]\(#([\w-]+)\)", text): assert anchor in headings(NBS / "glossary.ipynb"), anchor
+    for entry in entries:
+        assert re.search(r"\]\([\w/]+\.ipynb(#[\w-]+)?\)", entry), f"{entry[:20]}: no link to a notebook"
+    for anchor in re.findall(r"\]\(#([\w-]+)\)", text):
+        assert anchor in headings(NBS / "glossary.ipynb"), anchor
 
 
 def live_cells(path) -> list[int]:
     "The places of the cells that draw something that moves."
-    return [i for i, cell in enumerate(cells(path)) if cell["cell_type"] == "code" and directives(cell)[:1] == ["output: false"]]
+    return [i for i, cell in enumerate(cells(path)) if cell["cell_type"] == "code"
+            and directives(cell)[:1] == ["output: false"]]
 
 
 def test_five_lessons_have_something_that_moves():
@@ -206,16 +227,23 @@ def test_a_widget_has_a_picture_a_line_and_a_check(path):
     found = cells(path)
     code = [i for i, cell in enumerate(found) if cell["cell_type"] == "code"]
     for i in live_cells(path):
-        pictures = [k for k in code if k < i and re.search(r"^draw_\w+\(\)$", found[k]["source"], re.M) and any(d.startswith("fig-alt:") for d in directives(found[k]))]
+        pictures = [k for k in code if k < i and re.search(r"^draw_\w+\(\)$", found[k]["source"], re.M)
+                    and any(d.startswith("fig-alt:") for d in directives(found[k]))]
         assert pictures, "no picture before the live cell: a cell with fig-alt that calls draw_NAME() as it stands"
         picture, after = pictures[-1], [k for k in code if k > i][:4]
-        between = "\n".join(found[k]["source"] for k in range(picture + 1, i) if found[k]["cell_type"] == "markdown")
-        assert re.search(r"^\*Live in Jupyter or Colab.*\*$", between, re.M), "no line that says where it is live"
-        assert any(checks(found[k]["source"]) for k in after), "nothing after the live cell asserts what it shows"
+        between = "\n".join(found[k]["source"] for k in range(picture + 1, i)
+                            if found[k]["cell_type"] == "markdown")
+        assert re.search(r"^\*Live in Jupyter or Colab.*\*$", between,
+                         re.M), "no line that says where it is live"
+        assert any(checks(found[k]["source"])
+                   for k in after), "nothing after the live cell asserts what it shows"
         name = re.search(r"^(draw_\w+)\(\)$", found[picture]["source"], re.M)[1]
-        shown = [next(k for k in code if f"def {name}(" in found[k]["source"]), *(k for k in code if picture <= k <= i)]
+        shown = [next(k for k in code if f"def {name}(" in found[k]["source"]),
+                 *(k for k in code if picture <= k <= i)]
         text = "\n".join(found[k]["source"] for k in shown)
-        assert "widgets." in text and (found[i]["source"].rstrip().endswith(";") or isinstance(ast.parse(found[i]["source"]).body[-1], ast.Assign)), "it would print what it returns"
+        assert "widgets." in text and (found[i]["source"].rstrip().endswith(";")
+                                       or isinstance(ast.parse(found[i]["source"]).body[-1],
+                                                     ast.Assign)), "it would print what it returns"
         if "Slider(" in text: assert "continuous_update=False" in text
         count = sum(1 for line in text.splitlines() if line.strip() and not line.startswith("#|"))
         assert count < 50, f"{name}: {count} lines"
@@ -229,8 +257,10 @@ def test_stored_outputs_are_fit_for_a_page(path):
         first = cell["source"][:80]
         assert WIDGET not in kinds, f"a stored widget: {first}"
         if kinds & {"image/png", "image/svg+xml", "image/jpeg"} and "hide" not in directives(cell):
-            assert any(re.match(r'fig-alt: ".{15,}"$', d) for d in directives(cell)), f"a figure without a description: {first}"
-        lines = [line for line in cell["source"].splitlines() if line.strip() and not line.startswith(("#|", "import ", "from "))]
+            assert any(re.match(r'fig-alt: ".{15,}"$', d)
+                       for d in directives(cell)), f"a figure without a description: {first}"
+        lines = [line for line in cell["source"].splitlines() if line.strip()
+                 and not line.startswith(("#|", "import ", "from "))]
         assert len(lines) <= 30, f"{len(lines)} lines: {first}"
     for alt, target in re.findall(r"!\[(.*?)\]\((.*?)\)", prose(path)): assert alt.strip(), target
 
@@ -254,7 +284,11 @@ def test_a_wrong_solution_fails_the_test_command(tmp_path):
     cell = next(cell for cell in notebook["cells"] if 'code-summary: "Solution 1"' in "".join(cell["source"]))
     cell["source"] = spoilt("".join(cell["source"]))
     (tmp_path / "spoilt.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    command = [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(tmp_path / "spoilt.ipynb"), "--n_workers", "1"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})  # it ends before it clears up
+    command = [str(Path(sys.executable).parent / "nbdev_test"), "--path", str(tmp_path / "spoilt.ipynb"),
+               "--n_workers", "1"]
+    # it ends before it clears up
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
     said = run.stdout + run.stderr
-    assert run.returncode != 0 and "AssertionError" in said and re.search(r"^ *(assert .*)$", cell["source"], re.M)[1] in said, said[-2000:]
+    assert run.returncode != 0 and "AssertionError" in said and re.search(r"^ *(assert .*)$", cell["source"],
+                                                                          re.M)[1] in said, said[-2000:]
