@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     passed, failed = passed + good, failed + len(notebooks) - good  # one that was not heard of has failed
     if again.returncode and good == len(notebooks): failed += 1     # too many cells vary, taken together
 
-    tests, files = sum(counts.values()), len(list((ROOT / "tests").glob("test_*.py")))
+    tests, files = sum(counts.values()), len(list((ROOT / "tests").rglob("test_*.py")))
     print(f"{len(notebooks)} notebooks with {cells} cells, {len(all_modules())} modules, "
           f"{tests} tests in {files} files, {len(verdicts)} notebooks run again")
     print(f"{passed} passed, {failed} failed, {skipped} skipped")

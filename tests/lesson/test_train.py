@@ -1,6 +1,7 @@
 "The loop of the lesson on plain modules and plain batches: what it computes, what it tells, what it refuses."
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from alexnet_nb.train import (
     train,
     train_step,
 )
+from common import ROOT
 
 CLASSES, IMAGES, SIZE = 3, 25, 8  # batches of 8, 8, 8 and 1
 
@@ -113,6 +115,15 @@ def test_a_variant_of_alexnet_in_ten_lines():
     assert net.features[2].num_batches_tracked == 20
     result = evaluate(net, loader)
     assert result.labels.bincount().tolist() == [4] * 10 and net.features[2].num_batches_tracked == 20
+
+
+def test_the_python_of_the_readme():
+    "It runs as printed there, and learns."
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    assert len([line for line in code.splitlines() if line]) <= 13
+    torch.manual_seed(0)
+    exec(code, names := {})
+    assert names["e"].validation.accuracy >= 0.6 and isinstance(names["model"].features[2], nn.BatchNorm2d)
 
 
 def test_the_lessons_own_batches():
