@@ -3,6 +3,7 @@ should."""
 import json
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from alexnet_nb.engine import bench as engine_bench
 from alexnet_nb.engine import speed as engine_speed
+from alexnet_nb.engine.bench_tasks import Task, make_job
 from alexnet_nb.engine.config import make_config
 from alexnet_nb.engine.setup import start
 from alexnet_nb.lrn import LocalResponseNorm
@@ -110,10 +112,10 @@ def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
 
 
 def test_a_step_needs_no_more_memory_than_usual():
-    like = engine_bench.Task("step", batch=4, width=WIDTH)
+    like = Task("step", batch=4, width=WIDTH)
     peaks = []
-    for task in (engine_bench.replace(like, ours=False), like):
-        job = engine_bench.make_job(task)
+    for task in (replace(like, ours=False), like):
+        job = make_job(task)
         job.work()
         job.settle()
         peaks.append(job.live_bytes() + engine_speed.peak_bytes(job.work, torch.device("cpu")))

@@ -182,9 +182,13 @@ def before_mark(source, target):  # the final checkpoint is there, the last one 
     if source.name == "alexnet_final.pkl": die()
     copy(source, target)
 
-place = {"in_a_step": "set_rate", "before_final": "save_final", "before_mark": "copy_checkpoint"}.get(point, "save_last")
+elsewhere = dict(in_a_step="set_rate", before_final="_save_final", before_mark="copy_checkpoint")
+place = elsewhere.get(point, "save_last")
 if point == "while_saving": files.torch.save = while_saving
-else: setattr(train if point == "in_a_step" else engine, place, globals()[point])
+else:
+    home = train if point == "in_a_step" else engine
+    assert hasattr(home, place), place
+    setattr(home, place, globals()[point])
 sys.exit(train.main(argv))
 '''
 POINTS = {"in_a_step": 8, "log_ahead": 8, "while_saving": 8, "before_epoch_is_saved": 12,
