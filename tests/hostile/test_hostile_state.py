@@ -464,10 +464,10 @@ def test_momentum_that_only_some_have(final):
 
 def test_schedule_of_a_stranger(final):
     "It may set the numbers that our schedule has, and nothing else of it."
-    scheduler = engine_setup.schedule_of(Config(), train.make_optimizer(AlexNet(width=1 / 96), 0.01))
+    scheduler = engine_setup._schedule_of(Config(), train.make_optimizer(AlexNet(width=1 / 96), 0.01))
     honest = scheduler.state_dict()
     assert schedule_state(honest | {"optimizer": 1, "step": 2, "get_lr": None}, scheduler) == honest
-    best = engine_setup.schedule_of(make_config({"training": {"schedule": "plateau"}}),
+    best = engine_setup._schedule_of(make_config({"training": {"schedule": "plateau"}}),
                                     train.make_optimizer(AlexNet(width=1 / 96), 0.01))
     assert schedule_state(best.state_dict() | {"best": 0.0, "num_bad_epochs": 3}, best)["best"] == 0.0
     for bad in ({"step_size": "x"}, {"gamma": float("nan")}, {"base_lrs": [0.1]}, {"base_lrs": ["x", "y"]},
