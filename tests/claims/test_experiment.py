@@ -222,7 +222,7 @@ def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatc
 @pytest.mark.parametrize("where", ["before the state", "between state and results", "while testing"])
 def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where):
     assert run("pair", "--seeds", "1", file="whole.json", folder="a") == 0
-    name = {"before the state": "save_checkpoint", "between state and results": "note",
+    name = {"before the state": "save_checkpoint", "between state and results": "_note",
             "while testing": "view_probabilities"}[where]
     real, calls = getattr(claims_experiment, name), 0
 
