@@ -51,8 +51,8 @@ NEAR, FAR = 8, 40    # of 255: how much a place of the thumbnail may differ in o
 TIMEOUT = 900        # seconds a cell may take
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-# Notebooks that train, so that their numbers depend on the processor, or measure in more than one cell of ten.
-# They must run, and are not compared. By file name, so that a notebook may move. To shrink to nothing.
+# Notebooks that train, so that their numbers depend on the processor, or that measure in more than one cell
+# of ten. They must run, and are not compared. By file name, so that a notebook may move. To shrink.
 NOT_YET = set("""
     commands logs inside predict_command errata 02_lrn 04_train 05_inference 06_looking_inside 00_start device
     lrn_rows lrn_triton allocator baseline bench_tasks turns checkpoint loaders processes run safe_loading

@@ -232,7 +232,8 @@ def _explain(error: dict, source: str) -> str:
                 or difflib.get_close_matches(loc[-1][:40], known, n=1))
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{source}: unknown key {brief('.'.join(loc))}; {hint}"
-    message = error["msg"].removeprefix("Value error, ").replace("instance of _", "instance of ")  # private here
+    message = error["msg"].removeprefix("Value error, ")
+    message = message.replace("instance of _", "instance of ")  # private here
     if not loc: return f"{source}: {message}"
     return f"{source}: {'.'.join(loc)[:100]} is {brief(error['input'])}; {message[0].lower()}{message[1:]}"
 
