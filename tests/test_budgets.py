@@ -7,8 +7,10 @@ A budget of many pages is measured by what is over the goal, all pages together,
 import ast
 import functools
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from notebooks import LIBRARY, all_modules, all_notebooks, directives, module_of
 WORDS, HOURS, CELL, LINE = 3_500, 8, 15, 110
 EXPORTED, EXPORTED_MORE = 150, {"01_data": 220, "06_looking_inside": 220}  # two that hold several things
 MODULE, README = 400, 8_192
-LIBRARY_LINES = 4_829  # of version 0.1, by exported_lines(); with the lists of public names it is 4,887
+LIBRARY_LINES = 7_114  # of version 0.1, by library_lines(); as it stood, its lines up to 300 long, 4,829
 LESSON_MODULES = ("data", "lrn", "model", "train", "inference", "inspection", "transfer")
 HEAVY = ("pydantic", "filelock", "tensorboard", "yaml", "alexnet_nb.engine", "alexnet_nb.claims")
 
@@ -31,7 +33,7 @@ BUDGETS = [
     ("exported lines, over 150 a lesson (220 in 01 and 06)", 0, 0),
     ("lines of shown code cells, over 15 a cell", 40, 0),
     ("hours of reading, 00 to 06", 7.3, HOURS),
-    ("exported lines of the library", 5_870, LIBRARY_LINES),  # rooms import, and lines of 110 are more lines
+    ("exported lines of the library, laid out alike", 7_411, LIBRARY_LINES),
     ("lines of the largest module", 400, MODULE),
     ("lines over 110 in notebooks", 61, 0),
     ("lines over 110 in modules", 26, 0),
@@ -114,8 +116,8 @@ def measure(path: Path) -> Lesson:
 
 
 def over(text: str) -> int:
-    "How many lines are longer than LINE characters."
-    return sum(len(line) > LINE for line in text.splitlines())
+    "How many lines are longer than LINE characters; the text of a figure is prose, on one line by its form."
+    return sum(len(line) > LINE and not line.startswith("#| fig-") for line in text.splitlines())
 
 
 # --- modules ---
@@ -128,6 +130,18 @@ def exported_lines(path: Path) -> int:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             for number in range(node.lineno - 1, node.end_lineno): lines[number] = ""
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+
+
+@functools.cache
+def library_lines() -> int:
+    """Exported lines of the whole library as `ruff format` lays them out in LINE columns. Lines of 0.1 were
+    of any length; laid out alike, two versions can be compared."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(LIBRARY, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        options = ["-q", "--isolated", f"--line-length={LINE}"]
+        subprocess.run([sys.executable, "-m", "ruff", "format", *options, folder], check=True)
+        files = [path for path in Path(folder).rglob("*.py") if path.name != "_modidx.py"]
+        return sum(map(exported_lines, files))
 
 
 def is_generated(path: Path) -> bool:
@@ -268,7 +282,7 @@ def measured() -> dict[str, float]:
         sum(max(0, lesson.exported - lesson.may_export) for lesson in lessons),
         sum(lesson.over_cell for lesson in lessons),
         round(sum(lesson.hours for lesson in lessons if lesson.name < "07"), 1),
-        sum(map(exported_lines, all_modules())),
+        library_lines(),
         max(map(exported_lines, generated)),
         sum(notebook.over_line for notebook in everything()),
         long_lines(all_modules()),
