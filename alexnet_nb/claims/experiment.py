@@ -14,14 +14,15 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Callable, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..base.cifar10 import read_cifar10
@@ -30,13 +31,9 @@ from ..base.drawings import drawings
 from ..base.errors import InputError, brief
 from ..base.pictures import Images, Pictures, stack_pixels
 from ..base.results import versions
-from .plans import EXPERIMENTS, Experiment, choose, find_trial, full_length, is_done
-from .plans import new_trial, next_trial, plan, rates_by_epoch, reason_to_stop, settings
-from .small_nets import build_net, chances, mean_image, net_optimizer, net_table, train_epoch
-from .small_nets import set_rate, view_probabilities
 from ..engine.checkpoint import group_state, read_checkpoint
 from ..engine.command import run_command
-from ..engine.config import Config, make_config
+from ..engine.config import make_config
 from ..engine.files import check_writable, lock_folders, save_checkpoint, save_json
 from ..engine.loaders import DeviceLoader
 from ..engine.logs import read_log
@@ -44,8 +41,10 @@ from ..engine.run import Run, open_run, plain_errors, save_last, train_all
 from ..engine.setup import options_of, start
 from ..engine.signals import StopFlag, Stopped, stop_on_signals
 from ..inference import cut_views, views_recipe
-from ..model import layer_table
+from ..model import LayerRow, layer_table
 from ..train import Diverged, evaluate
+from . import plans, small_nets
+from .plans import EXPERIMENTS, Experiment, settings
 
 # %% ../../nbs/claims/experiment.ipynb #f97f1ab3
 _ORDER = 2012  # seeds the one order in which all pictures are kept
@@ -54,30 +53,29 @@ _ORDER = 2012  # seeds the one order in which all pictures are kept
 def _data_name(images: Images) -> str:
     "What results call CIFAR-10 as it was read."
     first = images.items[0]
-    return ("JPEG copy of CIFAR-10" if isinstance(first, Path) and first.suffix.lower() in (".jpg", ".jpeg")
-            else "CIFAR-10")
+    jpeg = isinstance(first, Path) and first.suffix.lower() in (".jpg", ".jpeg")
+    return "JPEG copy of CIFAR-10" if jpeg else "CIFAR-10"
 
 
 def _find_data(root: Path | None,      # holds CIFAR-10; None takes drawings
-              images: tuple[int, int] # that an experiment takes, for training and testing
+              images: tuple[int, int]  # that an experiment takes, for training and testing
              ) -> str:
     "What the results call the data. Raises `InputError` if it is not there or too little."
     if root is None: return "drawings"
-    sets = {which: read_cifar10(root, which == "training") for which, n in zip(("training", "test"), images)
-            if n}
-    for (which, found), n in zip(sets.items(), images):
+    sets = [read_cifar10(root, train) for train, n in zip((True, False), images, strict=True) if n]
+    for found, n, which in zip(sets, images, ("training", "test"), strict=False):
         if len(found) < n:
             raise InputError(f"{root}: has {len(found)} {which} images, the experiment takes {n}; give all "
                              "of CIFAR-10")
-    return _data_name(sets["training"])
+    return _data_name(sets[0])
 
 # %% ../../nbs/claims/experiment.ipynb #fdc77913
-def _load_pictures(root: Path | None, # holds CIFAR-10; None takes drawings
+def _load_pictures(root: Path | None,  # holds CIFAR-10; None takes drawings
                   train: bool, n: int, device: torch.device) -> Pictures:
     """The first n of the training or test images in the one order, on the device. Raises `InputError` if they
     are not of CIFAR-10's size."""
     images = drawings(n, 0 if train else 1) if root is None else read_cifar10(root, train)
-    images = images.take(np.random.default_rng(_ORDER).permutation(len(images))[:n])
+    images = images.take(np.random.default_rng(_ORDER).permutation(len(images))[:n].tolist())
     pixels = stack_pixels(images, 2**30)
     if pixels is None or pixels.shape[1:] != (3, 32, 32):
         raise InputError(f"{root}: holds pictures that are not 32 x 32 pixels; give CIFAR-10 as it is")
@@ -100,7 +98,7 @@ class _Lab:
         return _load_pictures(self.root, True, self.experiment.images[0], self.device)
 
     @functools.cached_property
-    def mean(self) -> Tensor: return mean_image(self.train.pixels)
+    def mean(self) -> Tensor: return small_nets.mean_image(self.train.pixels)
 
     @functools.cached_property
     def test(self) -> Pictures:
@@ -116,50 +114,48 @@ write_json = functools.partial(save_json, setting="--results or --output", inden
 
 def _note(lab: _Lab) -> None:
     "Bring the results file up to date."
-    lab.results |= dict(date=datetime.date.today().isoformat(),
-                        chosen=choose(lab.experiment, lab.results["trials"]))
-    for trial in lab.results["trials"]:
-        trial["seconds"] = round(sum(epoch["seconds"] for epoch in trial["epochs"]), 1)
+    trials = lab.results["trials"]
+    lab.results |= dict(date=datetime.date.today().isoformat(), chosen=plans.choose(lab.experiment, trials))
+    for trial in trials: trial["seconds"] = round(sum(epoch["seconds"] for epoch in trial["epochs"]), 1)
     write_json(lab.file, lab.results)
 
 # %% ../../nbs/claims/experiment.ipynb #0b30d381
-def _convnet_epoch(lab: _Lab, s: dict, net, optimizer, seed: int, epoch: int) -> dict:
+def _convnet_epoch(lab: _Lab, s: dict, net: nn.Sequential, optimizer: torch.optim.SGD, seed: int,
+                   epoch: int) -> dict:
     """One epoch of a small network, data batch after data batch (fifths of the images); loss and error are
     means over all of them."""
-    (batches, rate), pictures, began = rates_by_epoch(s)[epoch], lab.train, time.perf_counter()
-    n, sums = len(pictures.labels), np.zeros(3)  # sums of loss, errors and images
-    luck = chances(seed, epoch, n, s["side"]) if s["crops"] else None
-    set_rate(optimizer, rate)
+    (batches, rate), (pixels, labels) = plans.rates_by_epoch(s)[epoch], (lab.train.pixels, lab.train.labels)
+    n, sums, began = len(labels), np.zeros(3), time.perf_counter()  # sums of loss, errors and images
+    crops = small_nets.chances(seed, epoch, n, s["side"]) if s["crops"] else None
+    small_nets.change_rate(optimizer, rate)
     for batch in batches:
         lab.flag.check()
         here = slice((batch - 1) * n // 5, batch * n // 5)
-        loss, error = train_epoch(net, optimizer, pictures.pixels[here], pictures.labels[here], lab.mean,
-                                  s["side"], None if luck is None else luck[here], s["batch_size"])
+        x, y, cut = pixels[here], labels[here], None if crops is None else crops[here]
+        loss, error = small_nets.train_epoch(net, optimizer, x, y, lab.mean, s["side"], cut, s["batch_size"])
         if not math.isfinite(loss): raise Diverged(f"the loss is {loss} in epoch {epoch + 1}")
         sums += np.array([loss, error, 1]) * (here.stop - here.start)
     loss, error = (sums[:2] / sums[2]).tolist()
     return dict(loss=loss, error=error, seconds=round(time.perf_counter() - began, 2))
 
 # %% ../../nbs/claims/experiment.ipynb #66a917a8
-def _convnet_test(lab: _Lab, s: dict, net) -> dict | None:
+def _convnet_test(lab: _Lab, s: dict, net: nn.Sequential) -> dict | None:
     """The share of test images that a small network gets wrong, from ten views and from one; None where the
     experiment has no test images."""
     if not lab.experiment.images[1]: return None
-    def error(views):
-        return (view_probabilities(net, lab.test.pixels, lab.mean, s["side"],
-                                   views).argmax(1) != lab.test.labels).float().mean().item()
+    def error(views: int) -> float:
+        says = small_nets.view_probabilities(net, lab.test.pixels, lab.mean, s["side"], views).argmax(1)
+        return (says != lab.test.labels).float().mean().item()
     return dict(ten_views=error(10), one_view=error(1))
 
 # %% ../../nbs/claims/experiment.ipynb #469b9443
-class _Epoch(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+class _Epoch(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     loss: float
     error: float
     seconds: float
 
 
-class _Trial(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+class _Trial(BaseModel, extra="allow", strict=True, allow_inf_nan=False):
     arm: str
     seed: int
     epochs: list[_Epoch]
@@ -173,22 +169,25 @@ class _Trial(BaseModel):
         return self
 
 
-class _Results(BaseModel):
+class _Results(BaseModel, extra="ignore", strict=True):
     "What is read again of a results file when an experiment goes on."
-    model_config = ConfigDict(extra="ignore", strict=True)
     device: str = ""
     trials: list[_Trial] = []
 
 # %% ../../nbs/claims/experiment.ipynb #ffa66560
+def _costs(rows: list[LayerRow]) -> dict:
+    "What a network costs, for the record."
+    return dict(parameters=sum(row.params for row in rows), macs=sum(row.macs for row in rows))
+
+
 def _convnet_trial(lab: _Lab, trial: dict, limit: int, after_epoch: Callable[[], None]) -> None:
     """Train a small network from the beginning, or from the state that its folder holds, until there is a
     reason to stop."""
     s, path = settings(lab.experiment, trial["arm"]), lab.place(trial) / "state.pkl"
-    net = build_net(s["net"], s["activation"], s["side"], trial["seed"]).to(lab.device)
-    first = rates_by_epoch(s)[0][1]
-    optimizer = net_optimizer(net, first, 2 * first, decay=s["decay"])
-    trial |= dict(epochs=[], parameters=sum(p.numel() for p in net.parameters()),
-                  macs=sum(row.macs for row in net_table(net, s["side"])))
+    net = small_nets.build_net(s["net"], s["activation"], s["side"], trial["seed"]).to(lab.device)
+    first = plans.rates_by_epoch(s)[0][1]
+    optimizer = small_nets.net_optimizer(net, first, 2 * first, decay=s["decay"])
+    trial |= dict(epochs=[]) | _costs(small_nets.net_table(net, s["side"]))
     if path.exists():
         state = read_checkpoint(path)
         try:
@@ -198,67 +197,67 @@ def _convnet_trial(lab: _Lab, trial: dict, limit: int, after_epoch: Callable[[],
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
             raise InputError(f"{path}: is not the state of this trial; take it away, and the trial begins "
                              "anew") from None
-    while not reason_to_stop(trial, s.get("until"), limit):
-        trial["epochs"].append(_convnet_epoch(lab, s, net, optimizer, trial["seed"], len(trial["epochs"])))
-        save_checkpoint(path, dict(model=net.state_dict(), optimizer=optimizer.state_dict(),
-                                   epochs=trial["epochs"]))
+    epochs = trial["epochs"]
+    while not plans.reason_to_stop(trial, s.get("until"), limit):
+        epochs.append(_convnet_epoch(lab, s, net, optimizer, trial["seed"], len(epochs)))
+        save_checkpoint(path, dict(model=net.state_dict(), optimizer=optimizer.state_dict(), epochs=epochs))
         after_epoch()
     trial["test"] = _convnet_test(lab, s, net)
 
 # %% ../../nbs/claims/experiment.ipynb #9462ad80
-def _alexnet_config(lab: _Lab, trial: dict) -> Config:
-    "The config of one trial of AlexNet."
-    place, (train, test) = lab.place(trial), lab.experiment.images
+def _alexnet_config(lab: _Lab, trial: dict) -> dict:
+    "The config of one trial of AlexNet, as plain sections of keys."
+    folder, (train, test) = lab.place(trial), lab.experiment.images
     flat = settings(lab.experiment, trial["arm"]) | {
         "training.seed": trial["seed"], "data.train_images": train, "data.test_images": test,
-        "data.data_dir": lab.root and str(lab.root), "paths.output_dir": str(place),
-        "paths.checkpoint_dir": str(place / "models"), "paths.log_dir": str(place / "tblogs")}
-    given: dict = {}
+        "data.data_dir": lab.root and str(lab.root), "paths.output_dir": str(folder),
+        "paths.checkpoint_dir": str(folder / "models"), "paths.log_dir": str(folder / "tblogs")}
+    sections: dict = {}
     for name, value in flat.items():
         section, dot, key = name.partition(".")
-        if dot: given.setdefault(section, {})[key] = value
-    return make_config(given, trial["arm"])
+        if dot: sections.setdefault(section, {})[key] = value
+    return sections
 
 # %% ../../nbs/claims/experiment.ipynb #05693fd0
 def _alexnet_epochs(run: Run) -> list[dict]:
     "What a run of `train` has logged of its epochs, in this module's words."
-    rows = [row for row in read_log(run.folder, "epochs")
-            if {"seconds", "loss", "accuracy", "val_accuracy"} <= row.keys()]
-    ends = [0.0] + [row["seconds"] for row in rows]
-    return [dict(loss=row["loss"], error=1 - row["accuracy"], seconds=round(end - begin, 2),
-                 val_error=1 - row["val_accuracy"])
-            for row, begin, end in zip(rows, ends, ends[1:])]
+    epochs, before = [], 0.0
+    for row in read_log(run.folder, "epochs"):
+        if not {"seconds", "loss", "accuracy", "val_accuracy"} <= row.keys(): continue  # spoiled by somebody
+        epochs.append(dict(loss=row["loss"], error=1 - row["accuracy"],
+                           seconds=round(row["seconds"] - before, 2), val_error=1 - row["val_accuracy"]))
+        before = row["seconds"]
+    return epochs
 
 # %% ../../nbs/claims/experiment.ipynb #9bcb18d5
 @torch.inference_mode()
-def _ten_view_error(run: Run, flag: StopFlag) -> float:
+def _ten_view_error(run: Run, test: DeviceLoader, flag: StopFlag) -> float:
     "The share of test images that AlexNet gets wrong from ten views."
-    test, wrong = run.test, 0
+    wrong, recipe, labels = 0, views_recipe(run.recipe, 10), run.images[1].labels
     run.model.eval()
-    for x, y, _ in DeviceLoader(test.pixels, test.labels, views_recipe(run.recipe, 10), test.batch_sampler):
+    for x, y, _ in DeviceLoader(test.pixels, labels, recipe, test.batch_sampler):
         with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
             logits = run.model(cut_views(x, run.recipe.size))
-        wrong += (logits.float().softmax(1).unflatten(0, (-1, 10)).mean(1).argmax(1) != y).sum()
+        says = logits.float().softmax(1).unflatten(0, (-1, 10)).mean(1).argmax(1)
+        wrong += int((says != y).sum())
         flag.check()
-    return wrong.item() / len(test.batch_sampler.indices)
+    return wrong / len(test.batch_sampler.indices)
 
 # %% ../../nbs/claims/experiment.ipynb #020de0be
 def _alexnet_test(run: Run, views: int, flag: StopFlag) -> dict:
     "The share of test images that AlexNet gets wrong from the centre and, if asked, from ten views."
     centre = evaluate(run.model, run.test, precision=run.dtype, after_batch=flag.check)
-    ten = views == 10 and isinstance(run.test, DeviceLoader)
-    return dict(ten_views=_ten_view_error(run, flag) if ten else None, one_view=1 - centre.accuracy)
+    ten = _ten_view_error(run, run.test, flag) if views == 10 and isinstance(run.test, DeviceLoader) else None
+    return dict(ten_views=ten, one_view=1 - centre.accuracy)
 
 # %% ../../nbs/claims/experiment.ipynb #b561c134
 def _alexnet_trial(lab: _Lab, trial: dict, limit: int, after_epoch: Callable[[], None]) -> None:
     "Train AlexNet as `alexnet_train` does, from the beginning or from its last checkpoint."
-    cfg, last = _alexnet_config(lab, trial), lab.place(trial) / "models" / "alexnet_last.pkl"
+    last = lab.place(trial) / "models" / "alexnet_last.pkl"
     checkpoint = read_checkpoint(last) if last.exists() else None
-    run, log = open_run(options_of(cfg), lambda: start(cfg, checkpoint))
-    rows = layer_table(run.model)
-    trial |= dict(epochs=_alexnet_epochs(run), choices=run.choices,
-                  parameters=sum(row.params for row in rows),
-                  macs=sum(row.macs for row in rows))
+    config = make_config(_alexnet_config(lab, trial), trial["arm"])
+    run, log = open_run(options_of(config), lambda: start(config, checkpoint))
+    trial |= dict(epochs=_alexnet_epochs(run), choices=run.choices) | _costs(layer_table(run.model))
     def epoch_done() -> None:
         trial["epochs"] = _alexnet_epochs(run)
         after_epoch()
@@ -275,13 +274,13 @@ def _alexnet_trial(lab: _Lab, trial: dict, limit: int, after_epoch: Callable[[],
 def describe(trial: dict | None) -> str:
     "How far a trial is, in a few words."
     if trial is None: return "to do"
-    n, stopped = len(trial["epochs"]), trial["stopped"]
-    text = (f"{n} epochs so far" if not stopped else stopped if stopped.endswith("epochs")
-            else f"{stopped} after {n} epochs")
+    n = len(trial["epochs"])
+    text = trial["stopped"] or f"{n} epochs so far"
+    if not text.endswith(("epochs", "so far")): text += f" after {n} epochs"
     if n: text += f", training error {trial['epochs'][-1]['error']:.1%}"
-    errors = [f"{error:.1%} ({kind.replace('_', ' ')})" for kind, error in (trial["test"] or {}).items()
-              if error is not None]
-    return text + (", test error " + " and ".join(errors) if errors else "")
+    tests = [f"{error:.1%} ({kind.replace('_', ' ')})"
+             for kind, error in (trial["test"] or {}).items() if error is not None]
+    return text + (f", test error {' and '.join(tests)}" if tests else "")
 
 # %% ../../nbs/claims/experiment.ipynb #9e8195bf
 def _forget(folder: Path) -> None:
@@ -292,41 +291,39 @@ def _forget(folder: Path) -> None:
 def _run_trial(lab: _Lab, arm: str, seed: int, limit: int) -> None:
     """One trial from where it stands to its end, or to `limit` epochs. Raises `Stopped` if asked to stop; its
     state is then kept."""
-    trials, work = lab.results["trials"], dict(convnet=_convnet_trial,
-                                               alexnet=_alexnet_trial)[lab.experiment.kind]
-    if (trial := find_trial(trials, arm, seed)) is None: trials.append(trial := new_trial(arm, seed))
+    trials, experiment = lab.results["trials"], lab.experiment
+    trial = plans.find_trial(trials, arm, seed) or plans.new_trial(arm, seed)
+    if trial not in trials: trials.append(trial)
     check_writable(lab.place(trial), where="for --output")
     trial |= dict(stopped=None, finished=False)
-    with tqdm(total=limit, desc=f"{arm}, seed {seed}", unit="epoch",
-              mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
-        def after_epoch():
+    often = 0.5 if sys.stderr.isatty() else 60
+    with tqdm(total=limit, desc=f"{arm}, seed {seed}", unit="epoch", mininterval=often) as bar:
+        def after_epoch() -> None:
             _note(lab)
             bar.set_postfix(error=f"{trial['epochs'][-1]['error']:.1%}", refresh=False)
             bar.update(len(trial["epochs"]) - bar.n)
+        work = _convnet_trial if experiment.kind == "convnet" else _alexnet_trial
         try:
             work(lab, trial, limit, after_epoch)
-            trial["stopped"] = reason_to_stop(trial, settings(lab.experiment, arm).get("until"), limit)
+            trial["stopped"] = plans.reason_to_stop(trial, settings(experiment, arm).get("until"), limit)
         except Diverged: trial["stopped"] = "diverged"
     trial["finished"] = True
     _note(lab)
-    if is_done(trial, full_length(lab.experiment, arm)): _forget(lab.place(trial))
+    if plans.is_done(trial, plans.full_length(experiment, arm)): _forget(lab.place(trial))
     print(f"{arm}, seed {seed}: {describe(trial)}", flush=True)
 
 # %% ../../nbs/claims/experiment.ipynb #8eba57ea
 def _identity(name: str, scale: str, data: str | None = None) -> dict:
     "What a results file must agree on before anything is added to it; without `data`, before it is read."
     e = EXPERIMENTS[name][scale]
-    values = dict(experiment=name, scale=scale, images=dict(training=e.images[0], test=e.images[1]),
-                  race=e.race, base=e.base, arms=e.arms)
-    return json.loads(json.dumps(values | ({"data": data} if data else {})))
+    values: dict = dict(experiment=name, scale=scale, images=dict(training=e.images[0], test=e.images[1]))
+    values |= dict(race=e.race, base=e.base, arms=e.arms) | ({"data": data} if data else {})
+    return json.loads(json.dumps(values))
 
 # %% ../../nbs/claims/experiment.ipynb #742cab97
 def _same_identity(path: Path, mine: dict) -> dict | None:
     "What a JSON file holds, None if it is not there. Raises `InputError` if it was made by other settings."
     if not path.exists(): return None
-    if not path.is_file():
-        raise InputError(f"{path}: is not a file; move it away, or name other places with --results and "
-                         "--output")
     # could it be written again?
     try: json.dumps(found := json.loads(path.read_text(encoding="utf-8")), allow_nan=False)
     except (OSError, ValueError, RecursionError) as e:
@@ -360,17 +357,19 @@ def _open_results(file: Path, folder: Path, mine: dict, command: str, device: to
                           versions=versions())
 
 # %% ../../nbs/claims/experiment.ipynb #13f9519e
-def _list_trials(experiment: Experiment, trials: list[dict], seeds: list[int] | None) -> str:
+def _list_trials(e: Experiment, trials: list[dict], seeds: list[int] | None) -> str:
     "The arms, the rule and what is done and to do, in lines of text."
-    lines = ["settings of all arms: " + ", ".join(f"{k} {v}" for k, v in experiment.base.items()), "arms:"]
-    lines += [f"  {arm}: " + (", ".join(f"{k} {v}" for k, v in own.items()) or "nothing else")
-              for arm, own in experiment.arms.items()]
-    lines += [f"rule: {experiment.rule}", *([f"shortened: {experiment.shortened}"] if experiment.shortened
-                                            else []), "trials:"]
-    lines += [f"  {arm}, seed {seed}, at most {limit} epochs: {describe(find_trial(trials, arm, seed))}"
-              for arm, seed, limit in plan(experiment, trials, seeds)]
-    if experiment.race and not choose(experiment, trials):
-        lines.append(f"  then the chosen arms with seeds {', '.join(map(str, seeds or experiment.seeds))}")
+    def listed(values: dict) -> str: return ", ".join(f"{key} {value}" for key, value in values.items())
+    lines = [f"settings of all arms: {listed(e.base)}", "arms:"]
+    lines += [f"  {arm}: {listed(own) or 'nothing else'}" for arm, own in e.arms.items()]
+    lines.append(f"rule: {e.rule}")
+    if e.shortened: lines.append(f"shortened: {e.shortened}")
+    lines.append("trials:")
+    for arm, seed, limit in plans.plan(e, trials, seeds):
+        state = describe(plans.find_trial(trials, arm, seed))
+        lines.append(f"  {arm}, seed {seed}, at most {limit} epochs: {state}")
+    if e.race and not plans.choose(e, trials):
+        lines.append(f"  then the chosen arms with seeds {', '.join(map(str, seeds or e.seeds))}")
     return "\n".join(lines)
 
 # %% ../../nbs/claims/experiment.ipynb #9eae9e18
@@ -378,7 +377,8 @@ def _run_experiment(lab: _Lab, seeds: list[int] | None = None) -> int:
     "Every trial that is left, one after another; the exit code."
     try:
         with stop_on_signals(lab.flag):
-            while task := next_trial(lab.experiment, lab.results["trials"], seeds): _run_trial(lab, *task)
+            while task := plans.next_trial(lab.experiment, lab.results["trials"], seeds):
+                _run_trial(lab, *task)
     except Stopped as stop:
         print(f"stopped ({stop}); the same command goes on from the last whole epoch")
         return stop.code
@@ -388,42 +388,39 @@ def _run_experiment(lab: _Lab, seeds: list[int] | None = None) -> int:
     return 0
 
 # %% ../../nbs/claims/experiment.ipynb #ee6c8469
+_OUTPUT = "alexnet_data_out/experiments"
+
+
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_experiment`."
-    parser = argparse.ArgumentParser("alexnet_experiment",
-                                     description="Run one of the paper's CIFAR-10 experiments, or go on "
-                                     "with it.")
-    parser.add_argument("name", choices=EXPERIMENTS, help="which")
-    parser.add_argument("--scale", choices=("tiny", "cpu", "full"), default="tiny",
-                        help="tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED",
-                        help="instead of the experiment's own")
-    parser.add_argument("--data", metavar="DIR", default="alexnet_data_in",
-                        help="holds CIFAR-10 (default: alexnet_data_in)")
-    parser.add_argument("--results", metavar="FILE",
-                        help="the JSON file (default: nbs/results/NAME.json in a clone, else "
-                        "alexnet_data_out/experiments/NAME.json)")
-    parser.add_argument("--output", metavar="DIR", default="alexnet_data_out/experiments",
-                        help="for the states of unfinished trials")
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M",
-                        help="stop after so many, saved; the same command goes on")
-    parser.add_argument("--list", action="store_true",
-                        help="print the arms, what is done and what is to do; run nothing")
+    kept = "stop after so many, saved; the same command goes on"
+    about = "Run one of the paper's CIFAR-10 experiments, or go on with it."
+    scales = "tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU"
+    results = f"the JSON file (default: nbs/results/NAME.json in a clone, else {_OUTPUT}/NAME.json)"
+    parser = argparse.ArgumentParser("alexnet_experiment", description=about)
+    add = parser.add_argument
+    add("name", choices=EXPERIMENTS, help="which")
+    add("--scale", choices=("tiny", "cpu", "full"), default="tiny", help=scales)
+    add("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the experiment's own")
+    add("--data", metavar="DIR", default="alexnet_data_in", help="holds CIFAR-10 (default: %(default)s)")
+    add("--results", metavar="FILE", help=results)
+    add("--output", metavar="DIR", default=_OUTPUT, help="for the states of unfinished trials")
+    add("--minutes", type=float, default=math.inf, metavar="M", help=kept)
+    add("--list", action="store_true", help="print the arms, what is done and what is to do; run nothing")
     return parser
 
 # %% ../../nbs/claims/experiment.ipynb #c22af17e
 def _default_file(name: str, scale: str) -> Path:
     "Where results go unless told: beside the notebooks in a clone, but never those of drawings."
-    if scale == "tiny": return Path("alexnet_data_out/experiments") / f"{name}-tiny.json"
-    folder = Path("nbs/results") if Path("nbs/results").is_dir() else Path("alexnet_data_out/experiments")
-    return folder / f"{name}.json"
+    if scale == "tiny": return Path(_OUTPUT) / f"{name}-tiny.json"
+    return Path("nbs/results" if Path("nbs/results").is_dir() else _OUTPUT) / f"{name}.json"
 
 # %% ../../nbs/claims/experiment.ipynb #b1d6940d
 def _command(args: argparse.Namespace) -> str:
     "The command that repeats these results, without this machine's folders."
     seeds = f" --seeds {' '.join(map(str, args.seeds))}" if args.seeds else ""
-    return f"alexnet_experiment {args.name} --scale {args.scale}{seeds}" + ("" if args.scale == "tiny"
-        else f" --data {Path(args.data).name}")
+    data = "" if args.scale == "tiny" else f" --data {Path(args.data).name}"
+    return f"alexnet_experiment {args.name} --scale {args.scale}{seeds}{data}"
 
 # %% ../../nbs/claims/experiment.ipynb #35994562
 def _experiment(args: argparse.Namespace) -> int:
@@ -442,9 +439,9 @@ def _experiment(args: argparse.Namespace) -> int:
         return 0
     mine, device = _identity(args.name, args.scale, _find_data(root, experiment.images)), pick_device()
     results = _open_results(file, folder, mine, _command(args), device)
+    flag = StopFlag(began + 60 * args.minutes)
     with lock_folders(folder):
-        return _run_experiment(_Lab(experiment, results, file, folder, device, root,
-                                  StopFlag(began + 60 * args.minutes)), seeds)
+        return _run_experiment(_Lab(experiment, results, file, folder, device, root, flag), seeds)
 
 # %% ../../nbs/claims/experiment.ipynb #b1daef1f
 def main(argv: list[str] | None = None) -> int:
