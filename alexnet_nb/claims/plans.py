@@ -46,19 +46,16 @@ def rate_arms(net: str, side: int, relu, tanh, prefix: str = "") -> dict:
 
 # %% ../../nbs/claims/plans.ipynb #59981a35
 _FIGURE_1 = dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40)
-_RELU_DRAWN = _FIGURE_1 | dict(batch_size=16, until=0.5, epochs=14)
 _GRID = [0.001 * 2.0**k for k in range(-3, 4)]
 _ALL_RATES = rate_arms("13pct", 24, _GRID, _GRID) | rate_arms("19pct", 32, _GRID, _GRID, "19pct ")
-
 _RELU_FULL = Experiment("convnet", (50_000, 0), _FIGURE_1, _ALL_RATES, tuple(range(10)), rate_rule(.25, 40),
                         race=40)
 _RELU_VS_TANH = {
-    "tiny": replace(_RELU_FULL, images=(320, 0), base=_RELU_DRAWN, seeds=(0, 1, 2),
-                    rule=rate_rule(.5, 4), race=4,
-                    arms=rate_arms("19pct", 16, (.001, .002), (.0005, .001)),
-                    shortened="320 drawings at 16 x 16"),
-    "cpu": replace(_RELU_FULL, seeds=(0, 1, 2), rule=rate_rule(.25, 12), race=12,
-                   arms=rate_arms("13pct", 24, (.0005, .001, .002), (.0005, .001, .002)),
+    "tiny": replace(_RELU_FULL, images=(320, 0), base=_FIGURE_1 | dict(batch_size=16, until=0.5, epochs=14),
+                    arms=rate_arms("19pct", 16, (.001, .002), (.0005, .001)), seeds=(0, 1, 2),
+                    rule=rate_rule(.5, 4), race=4, shortened="320 drawings at 16 x 16"),
+    "cpu": replace(_RELU_FULL, arms=rate_arms("13pct", 24, (.0005, .001, .002), (.0005, .001, .002)),
+                   seeds=(0, 1, 2), rule=rate_rule(.25, 12), race=12,
                    shortened="three rates a side, the first round cut at 12 epochs, three seeds"),
     "full": _RELU_FULL,
 }
@@ -78,6 +75,8 @@ def _authors(name: str, schedule_of: str) -> dict:
 
 _SCHEDULED = {name: _authors(name, name) for name in _NETWORKS}
 _EQUAL = {f"{name}, 160 epochs": _authors(name, "13pct") for name in ("11pct_first", "11pct")}
+
+# %% ../../nbs/claims/plans.ipynb #3e5c9b08
 _LRN_FULL = Experiment("convnet", (50_000, 10_000), _CROPPED, _SCHEDULED | _EQUAL, tuple(range(5)),
                        _TEST_ONCE)
 _LRN_DRAWN = _CROPPED | dict(side=16, batch_size=16, stages=[[_ALL, 3, .001], [_ALL, 1, .0001]])
@@ -103,12 +102,9 @@ _CHANGES: dict[str, dict] = {
     "without conv4": {"model.without": ["conv4"]},
     "without conv5": {"model.without": ["conv5"]},
     "tanh": {"model.activation": "tanh"},
-    "no flips": {"data.flip": False},
-    "no crops": {"data.crop": False},
-    "no colour": {"data.colour": 0.0},
+    "no flips": {"data.flip": False}, "no crops": {"data.crop": False}, "no colour": {"data.colour": 0.0},
     "two towers": {"model.towers": 2},
-    "init paper": {"model.init": "paper"},
-    "init code": {"model.init": "code"},
+    "init paper": {"model.init": "paper"}, "init code": {"model.init": "code"},
 }
 
 # %% ../../nbs/claims/plans.ipynb #5a1b07c2
@@ -119,6 +115,8 @@ _TINY = {"training.num_epochs": 2, "training.batch_size": 8, "training.warmup_st
 _SMALL = {"training.num_epochs": 2, "data.val_images": 1000, "views": 1}
 _ONE_CHANGE = ("Each arm changes one thing of the base; nothing is chosen by a result, and the test images "
                "are looked at once, after the last epoch.")
+
+# %% ../../nbs/claims/plans.ipynb #d1f6a374
 _WHOLE = Experiment("alexnet", (45_000, 10_000), _ALEXNET, _CHANGES, (0, 1, 2), _ONE_CHANGE)
 _ONCE = {arm: own for arm, own in _CHANGES.items() if arm not in ("without conv4", "without conv5")}
 

@@ -33,34 +33,34 @@ def chances(seed: int, epoch: int, n: int, side: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).integers(0, [places, places, 2], (n, 3)))
 
 # %% ../../nbs/claims/small_nets.ipynb #8392c7ad
-def cut(pixels: Tensor,              # uint8 (N, 3, 32, 32)
-        mean: Tensor,                # (3, 32, 32), on the same device
-        side: int,
+def _crops(pixels: Tensor, side: int, chances: Tensor) -> Tensor:
+    "The crops that a table of chances asks for, uint8 (N, 3, side, side)."
+    top, left, flip = chances.to(pixels.device).T[..., None]
+    line = torch.arange(side, device=pixels.device)
+    every = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    rows, columns = top + line, left + torch.where(flip == 1, line.flip(0), line)
+    return pixels.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+# %% ../../nbs/claims/small_nets.ipynb #c92f5e13
+def cut(pixels: Tensor,               # uint8 (N, 3, 32, 32)
+        mean: Tensor,                 # (3, 32, 32), on the same device
+        side: int,                    # `ValueError` if it does not fit
         chances: Tensor | None = None # int64 (N, 3): top, left, flip; None for the centre
        ) -> Tensor:
-    """Crops minus the centre of the mean image: float32 (N, 3, side, side), channels last. `ValueError` if
-    `side` does not fit."""
+    "Crops minus the centre of the mean image: float32 (N, 3, side, side), channels last."
     if not 0 < side <= pixels.shape[-1]:
         raise ValueError(f"side is {side}; the pictures have {pixels.shape[-1]} pixels a side")
     border = (pixels.shape[-1] - side) // 2
     centre = (..., slice(border, border + side), slice(border, border + side))
-    if chances is None: x = pixels[centre]
-    else:
-        top, left, flip = chances.to(pixels.device).T[..., None]
-        line = torch.arange(side, device=pixels.device)
-        every = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-        rows, columns = top + line, left + torch.where(flip == 1, line.flip(0), line)
-        x = pixels.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    x = pixels[centre] if chances is None else _crops(pixels, side, chances)
     return x.float().contiguous(memory_format=torch.channels_last).sub_(mean[centre])
 
 # %% ../../nbs/claims/small_nets.ipynb #cc499819
 class _Local2d(nn.Module):
-    """3 x 3 kernels that are not shared: each of the side x side positions has its own. (N, C, side, side) to
-    (N, maps, side, side), zero padding."""
+    "3 x 3 kernels of its own for every position: (N, C, side, side) to (N, maps, side, side)."
     def __init__(self, channels: int, maps: int, side: int, std: float = 0.04):
         super().__init__()
         self.channels, self.maps, self.side = channels, maps, side
-        # kernel row, kernel column, channel
         self.weight = nn.Parameter(torch.empty(side * side, 9 * channels, maps).normal_(std=std))
         self.bias = nn.Parameter(torch.zeros(side * side, maps))
 
@@ -69,7 +69,6 @@ class _Local2d(nn.Module):
             raise ValueError(f"expected (N, {self.channels}, {self.side}, {self.side}), got {tuple(x.shape)}")
         padded = F.pad(x.permute(2, 3, 0, 1), (0, 0, 0, 0, 1, 1, 1, 1))  # (side + 2, side + 2, N, C)
         shifted = [padded[i:i + self.side, j:j + self.side] for i in range(3) for j in range(3)]
-        # for each position (N, 9C) times (9C, maps)
         y = torch.baddbmm(self.bias[:, None], torch.cat(shifted, -1).flatten(0, 1), self.weight)
         return y.unflatten(0, (self.side, self.side)).permute(2, 3, 0, 1)
 
@@ -183,7 +182,7 @@ def _quicker(then: tuple) -> list:
         if steps[i:i + 2] == ["act", "max"]: steps[i:i + 2] = ["max", "act"]
     return steps
 
-
+# %% ../../nbs/claims/small_nets.ipynb #d7a3c6f8
 def _parts(net: _Net, activation: str, side: int) -> OrderedDict[str, nn.Module]:
     "The modules of a network by name: conv1, act1, pool1, ..., local3, ..., fc10."
     parts: OrderedDict[str, nn.Module] = OrderedDict()
@@ -200,33 +199,34 @@ def _parts(net: _Net, activation: str, side: int) -> OrderedDict[str, nn.Module]
     return parts
 
 # %% ../../nbs/claims/small_nets.ipynb #c0456d6e
-def build_net(name: str,                # one of `NETS`
+def _fill(net: nn.Sequential, seed: int | None) -> nn.Sequential:
+    "The first weights, in place; without a seed they come from torch's global generator."
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    for part in net:
+        if not hasattr(part, "std"): continue
+        nn.init.normal_(part.get_parameter("weight"), std=vars(part)["std"], generator=generator)
+        nn.init.zeros_(part.get_parameter("bias"))
+    return net
+
+# %% ../../nbs/claims/small_nets.ipynb #e5b8d021
+def build_net(name: str,                # one of `NETS`, else `ValueError`
               activation: str = "relu", # or 'tanh'
               side: int | None = None,  # of the input, a multiple of 8; None: the network's own, 32 or 24
               seed: int | None = None   # of the weights; None: they come from torch's global generator
              ) -> nn.Sequential:
-    """A network of the authors: centred pixels (N, 3, side, side), about -128 to 127, to logits (N, 10).
-    `ValueError` for an unknown name."""
+    "A network of the authors: centred pixels (N, 3, side, side), about -128 to 127, to logits (N, 10)."
     if name not in NETS: raise ValueError(f"name is {name!r}; it must be one of {', '.join(NETS)}")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it must be 'relu' or 'tanh'")
     side = NETS[name].side if side is None else side
     if side <= 0 or side % 8: raise ValueError(f"side is {side}; it must be a multiple of 8")
     with torch.device("meta"): net = nn.Sequential(_parts(NETS[name], activation, side))
-    net.to_empty(device="cpu")
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    for part in net:
-        if not hasattr(part, "std"): continue
-        nn.init.normal_(part.get_parameter("weight"), std=vars(part)["std"], generator=generator)
-        nn.init.zeros_(part.get_parameter("bias"))
-    return net.to(memory_format=torch.channels_last)
+    return _fill(net.to_empty(device="cpu"), seed).to(memory_format=torch.channels_last)
 
 # %% ../../nbs/claims/small_nets.ipynb #f7c2b271
 @torch.no_grad()
-def net_table(net: nn.Sequential,  # from `build_net`
-              side: int            # of its input
-             ) -> list[LayerRow]:
-    "Every layer's output shape, parameters, multiply-accumulates for one picture, and receptive field."
+def net_table(net: nn.Sequential, side: int) -> list[LayerRow]:
+    "Every layer's output, parameters, multiply-accumulates and receptive field, for a picture of this side."
     rows, field, jump = [], 1, 1
     x = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
     for name, part in net.named_children():
@@ -278,17 +278,12 @@ def _minibatches(n: int, batch_size: int) -> list[slice]:
 
 # %% ../../nbs/claims/small_nets.ipynb #24d24e89
 def train_epoch(net: nn.Sequential, optimizer: torch.optim.SGD,
-                pixels: Tensor,             # uint8 (N, 3, 32, 32), on the device of `net`
-                labels: Tensor,             # int64 (N,), there too
-                mean: Tensor, side: int,    # as in `cut`
-                luck: Tensor | None = None, # of `chances`; None for the centre
-                batch_size: int = 128
-               ) -> tuple[float, float]:
-    """One pass in the given order. Mean loss and share of errors, counted on each minibatch before its
-    update; not finite if training diverged."""
+                pixels: Tensor, labels: Tensor,  # uint8 (N, 3, 32, 32) and int64 (N,), where `net` is
+                mean: Tensor, side: int, luck: Tensor | None = None,  # as in `cut`
+                batch_size: int = 128) -> tuple[float, float]:
+    "One pass in the given order: mean loss and share of errors, each minibatch before its update."
     net.train()
     total = torch.zeros(2, device=pixels.device)
-    luck = None if luck is None else luck.to(pixels.device)
     for here in _minibatches(len(pixels), batch_size):
         logits = net(cut(pixels[here], mean, side, None if luck is None else luck[here]))
         loss = F.cross_entropy(logits, labels[here])

@@ -8,6 +8,7 @@ __all__ = ['TwoTowers', 'tower_gap']
 # %% ../../nbs/claims/two_towers.ipynb #801dac35
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,16 @@ class _Message:
     numbers: int
     bytes: int
 
+# %% ../../nbs/claims/two_towers.ipynb #a3b7d0c1
+class _Log:
+    "All messages, in the order in which they went."
+    def __init__(self): self.messages: list[_Message] = []
+
+    def bytes(self, **which) -> int:
+        "Bytes of the messages, or of those with `place`, `way` or `sender` as given."
+        return sum(m.bytes for m in self.messages
+                   if all(getattr(m, key) == value for key, value in which.items()))
+
 # %% ../../nbs/claims/two_towers.ipynb #ffa5d4ae
 class _Send(torch.autograd.Function):
     "Forward: carry a tensor to the other tower. Backward: carry its gradient home."
@@ -41,32 +52,23 @@ class _Send(torch.autograd.Function):
         return wire.carry(g, place, "backward", sender), None, None, None
 
 # %% ../../nbs/claims/two_towers.ipynb #f1eb246d
-class _Wire:
-    """What joins two devices. All that goes from one tower to the other goes through `carry`, and is written
-    down in `messages`."""
-    def __init__(self, devices=("cpu", "cpu")): # of tower 0 and of tower 1
+class _Wire(_Log):
+    "What joins two devices. `send` is `carry` with a gradient that comes back the same way."
+    def __init__(self, devices=("cpu", "cpu")):  # of tower 0 and of tower 1
+        super().__init__()
         if len(devices) != 2: raise ValueError(f"two towers need two devices, got {devices!r}")
         self.devices = tuple(_device(d) for d in devices)
-        self.messages: list[_Message] = []
 
     def carry(self, x: Tensor, place: str, way: str, sender: int) -> Tensor:
         "A copy of x on the other tower's device, written down."
         self.messages.append(_Message(place, way, sender, x.numel(), x.numel() * x.element_size()))
         return x.to(self.devices[1 - sender], copy=True)
 
-    def send(self, x: Tensor, place: str, sender: int) -> Tensor:
-        "`carry`, with a gradient that comes back the same way."
-        return _Send.apply(x, self, place, sender)
+    def send(self, x: Tensor, place: str, sender: int) -> Tensor: return _Send.apply(x, self, place, sender)
 
     def exchange(self, halves: list[Tensor], place: str) -> list[Tensor]:
-        "Both halves (N, C, ...), one after the other, for each tower: (N, 2C, ...) on its own device."
         a, b = halves
         return [torch.cat([a, self.send(b, place, 1)], 1), torch.cat([self.send(a, place, 0), b], 1)]
-
-    def bytes(self, **which) -> int:
-        "Bytes of the messages, or of those with `place`, `way` or `sender` as given."
-        return sum(m.bytes for m in self.messages
-                   if all(getattr(m, key) == value for key, value in which.items()))
 
 # %% ../../nbs/claims/two_towers.ipynb #2dcb52bc
 def _device(name) -> torch.device:
@@ -107,36 +109,38 @@ _PAPER_NAMES |= {f"classifier.{i}": f"fc{n}" for n, i in enumerate((1, 4, 6), 6)
 
 def _mixing_layers(model: AlexNet  # with two towers
                  ) -> dict[str, str]:
-    """The layers that read what both towers have made: their paper's name by their place, such as 'conv3' by
-    'features.8'."""
+    "The layers that read both towers' work: the paper's name by the module's, 'conv3' by 'features.8'."
     def mixes(layer: nn.Module) -> bool:
         return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     return {place: name for place, name in _PAPER_NAMES.items()
             if name != "conv1" and mixes(model.get_submodule(place))}
 
 # %% ../../nbs/claims/two_towers.ipynb #291809d6
+def _layer_by_layer(towers: nn.ModuleList, part: str, halves: list[Tensor], mixing: dict[str, str],
+                    wire: _Wire) -> list[Tensor]:
+    "Both halves through the layers of a part, 'features' or 'classifier', in both towers."
+    layers0, layers1 = (getattr(tower, part) for tower in towers)
+    for i, (layer0, layer1) in enumerate(zip(layers0, layers1, strict=True)):
+        place = mixing.get(f"{part}.{i}")  # None for a layer that does not mix
+        if place: halves = wire.exchange(halves, place)
+        halves = [layer0(halves[0]), layer1(halves[1])]
+    return [half.flatten(1) for half in halves]
+
+# %% ../../nbs/claims/two_towers.ipynb #b6d0e4f2
 class TwoTowers(nn.Module):
-    """The paper's Figure 2: an `AlexNet(towers=2)` as two halves on two devices, which talk through `wire`
-    alone. Images to logits on the first device. `ValueError` for a network with one tower."""
-    def __init__(self,
-                 model: AlexNet,         # with `towers=2`; its weights are copied, and it stays as it was
-                 devices=("cpu", "cpu")): # of tower 0 and of tower 1, such as ("cuda:0", "cuda:1")
+    "An `AlexNet(towers=2)` as two halves on two devices, as in the paper's Figure 2; its weights are copied."
+    def __init__(self, model: AlexNet, devices=("cpu", "cpu")):  # such as ("cuda:0", "cuda:1")
         super().__init__()
         _check_towers(model.state_dict())
         self.image_dim, self.mixing, self.wire = model.image_dim, _mixing_layers(model), _Wire(devices)
         self.towers = nn.ModuleList(_Tower(model, i, device) for i, device in enumerate(self.wire.devices))
         self.train(model.training)
 
-    def forward(self, x: Tensor) -> Tensor: # (N, 3, image_dim, image_dim), on any device: both towers load it
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, image_dim, image_dim), on any device
         self.wire.messages.clear()  # so that they are those of the last step, however long one trains
         halves = [pad_input(x.to(device), self.image_dim) for device in self.wire.devices]
         for part in ("features", "classifier"):
-            layers0, layers1 = (getattr(tower, part) for tower in self.towers)
-            for i, (layer0, layer1) in enumerate(zip(layers0, layers1, strict=True)):
-                place = self.mixing.get(f"{part}.{i}")  # None for a layer that does not mix
-                if place: halves = self.wire.exchange(halves, place)
-                halves = [layer0(halves[0]), layer1(halves[1])]
-            halves = [half.flatten(1) for half in halves]
+            halves = _layer_by_layer(self.towers, part, halves, self.mixing, self.wire)
         return torch.cat([halves[0], self.wire.send(halves[1], "logits", 1)], 1)
 
 # %% ../../nbs/claims/two_towers.ipynb #9bac8471
@@ -185,21 +189,18 @@ class _LayerTraffic:
 
 # %% ../../nbs/claims/two_towers.ipynb #3557f29b
 @torch.no_grad()
-def _layer_traffic(model: nn.Module, # any network; on the meta device it costs nothing
-                  image: Tensor     # (1, C, H, W), on the same device
-                 ) -> list[_LayerTraffic]:
-    "Parameters and inputs of every convolution and fully-connected layer, in the order of use."
+def _layer_traffic(model: nn.Module, image: Tensor) -> list[_LayerTraffic]:
+    "Parameters and inputs of every convolution and fully-connected layer, for an image (1, C, H, W)."
     found, modes = [], {layer: layer.training for layer in model.modules()}
-    def note(name):
-        return lambda layer, args: found.append(_LayerTraffic(name,
-                                                              sum(p.numel() for p in layer.parameters()),
-                                                             args[0][0].numel()))
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in model.named_modules()
+    def note(name, layer, args):
+        params = sum(p.numel() for p in layer.parameters())
+        found.append(_LayerTraffic(name, params, args[0][0].numel()))
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in model.named_modules()
              if isinstance(layer, (nn.Conv2d, nn.Linear))]
     try: model.eval()(image)
     finally:
         for layer, mode in modes.items(): layer.training = mode  # each its own: some may be frozen
-        for hook in hooks: hook.remove()
+        for handle in hooks: handle.remove()
     return found
 
 # %% ../../nbs/claims/two_towers.ipynb #3841f3ef
