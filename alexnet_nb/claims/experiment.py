@@ -38,7 +38,7 @@ from ..engine.command import run_command
 from ..engine.config import make_config
 from ..engine.files import check_writable, lock_folders, save_checkpoint, save_json
 from ..engine.loaders import DeviceLoader
-from ..engine.logs import read_log
+from ..engine.logs import Log, NoLog, read_log
 from ..engine.run import Run, open_run, plain_errors, save_last, train_all
 from ..engine.setup import options_of, start
 from ..engine.signals import StopFlag, Stopped, stop_on_signals
@@ -257,20 +257,26 @@ def _alexnet_test(run: Run, views: int, flag: StopFlag) -> dict:
     return dict(ten_views=ten, one_view=1 - centre.accuracy)
 
 # %% ../../nbs/claims/experiment.ipynb #b561c134
-def _alexnet_trial(lab: _Lab, trial: dict, limit: int, after_epoch: _AfterEpoch) -> None:
-    "Train AlexNet as `alexnet_train` does, from the beginning or from its last checkpoint."
-    last, arm = lab.place(trial) / "models" / "alexnet_last.pkl", trial["arm"]
+def _alexnet_run(lab: _Lab, trial: dict) -> tuple[Run, Log | NoLog]:
+    "What `alexnet_train` would train, from the beginning or from its last checkpoint; and its logs."
+    last = lab.place(trial) / "models" / "alexnet_last.pkl"
     checkpoint = read_checkpoint(last) if last.exists() else None
-    config = make_config(_alexnet_config(lab, trial), arm)
-    run, log = open_run(options_of(config), lambda: start(config, checkpoint))
+    config = make_config(_alexnet_config(lab, trial), trial["arm"])
+    return open_run(options_of(config), lambda: start(config, checkpoint))
+
+# %% ../../nbs/claims/experiment.ipynb #f7a9c2d4
+def _alexnet_trial(lab: _Lab, trial: dict, limit: int, after_epoch: _AfterEpoch) -> None:
+    "Train AlexNet as `alexnet_train` does; if asked to stop, save where it stands."
+    run, log = _alexnet_run(lab, trial)
     trial |= dict(epochs=_alexnet_epochs(run), choices=run.choices) | _costs(layer_table(run.model))
     def epoch_done() -> None: after_epoch(_alexnet_epochs(run))
     with closing(log), plain_errors(run.options.batch_size):
-        try: train_all(run, log, lab.flag, show_bar=False, epochs=limit, after_epoch=epoch_done)
+        try:
+            train_all(run, log, lab.flag, show_bar=False, epochs=limit, after_epoch=epoch_done)
+            trial["test"] = _alexnet_test(run, settings(lab.experiment, trial["arm"])["views"], lab.flag)
         except Stopped:
             save_last(run)
             raise
-        trial["test"] = _alexnet_test(run, settings(lab.experiment, arm)["views"], lab.flag)
 
 # %% ../../nbs/claims/experiment.ipynb #bc570f0c
 def describe(trial: dict | None) -> str:
