@@ -4,7 +4,8 @@ import warnings
 from typing import Any, Callable
 
 RENAMED = {"take_folders": "lock_folders", "joined": "process_group", "own_stream": "seed_for_rank",
-           "total": "all_reduce_sum", "agree": "all_reduce_max", "gather": "all_gather"}
+           "total": "all_reduce_sum", "agree": "all_reduce_max", "gather": "all_gather",
+           "set_rate": "change_rate"}
 
 
 def moved(old: str, homes: tuple[str, ...]) -> Callable[[str], Any]:

@@ -9,9 +9,10 @@ __all__ = ['LRN_13_TO_11', 'ABLATIONS', 'EXPERIMENTS', 'rate_rule', 'Experiment'
 
 # %% ../../nbs/claims/plans.ipynb #93942beb
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from .small_nets import NETS
+
 
 # %% ../../nbs/claims/plans.ipynb #95e6e7ed
 def rate_rule(target: float, race: int) -> str:
@@ -45,20 +46,18 @@ def rate_arms(net: str, side: int, relu, tanh, prefix: str = "") -> dict:
 
 # %% ../../nbs/claims/plans.ipynb #59981a35
 _FIGURE_1 = dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40)
-_DRAWN = _FIGURE_1 | dict(batch_size=16, until=0.5, epochs=14)
 _GRID = [0.001 * 2.0**k for k in range(-3, 4)]
-
+_ALL_RATES = rate_arms("13pct", 24, _GRID, _GRID) | rate_arms("19pct", 32, _GRID, _GRID, "19pct ")
+_RELU_FULL = Experiment("convnet", (50_000, 0), _FIGURE_1, _ALL_RATES, tuple(range(10)), rate_rule(.25, 40),
+                        race=40)
 _RELU_VS_TANH = {
-    "tiny": Experiment("convnet", (320, 0), _DRAWN, rate_arms("19pct", 16, (.001, .002), (.0005, .001)),
-                       (0, 1, 2), rate_rule(.5, 4), 4,
-                       "320 drawings at 16 x 16"),
-    "cpu": Experiment("convnet", (50_000, 0), _FIGURE_1,
-                      rate_arms("13pct", 24, (.0005, .001, .002), (.0005, .001, .002)), (0, 1, 2),
-                      rate_rule(.25, 12), 12,
-                      "three rates a side, the first round cut at 12 epochs, three seeds"),
-    "full": Experiment("convnet", (50_000, 0), _FIGURE_1,
-                       rate_arms("13pct", 24, _GRID, _GRID) | rate_arms("19pct", 32, _GRID, _GRID, "19pct "),
-                       tuple(range(10)), rate_rule(.25, 40), 40),
+    "tiny": replace(_RELU_FULL, images=(320, 0), base=_FIGURE_1 | dict(batch_size=16, until=0.5, epochs=14),
+                    arms=rate_arms("19pct", 16, (.001, .002), (.0005, .001)), seeds=(0, 1, 2),
+                    rule=rate_rule(.5, 4), race=4, shortened="320 drawings at 16 x 16"),
+    "cpu": replace(_RELU_FULL, arms=rate_arms("13pct", 24, (.0005, .001, .002), (.0005, .001, .002)),
+                   seeds=(0, 1, 2), rule=rate_rule(.25, 12), race=12,
+                   shortened="three rates a side, the first round cut at 12 epochs, three seeds"),
+    "full": _RELU_FULL,
 }
 
 # %% ../../nbs/claims/plans.ipynb #67562939
@@ -66,59 +65,67 @@ _ALL = (1, 2, 3, 4, 5)  # data batches
 _CROPPED = dict(side=24, activation="relu", crops=True, decay=True, batch_size=128)
 _TEST_ONCE = ("Nothing is chosen by a result: schedules are fixed beforehand, and the test images are looked "
               "at once, at the end of a trial: ten views and one.")
-_SHORT = [[_ALL, 14, .001], [_ALL, 3, .0001], [_ALL, 3, .00001]]
+_NETWORKS: dict[str, dict] = {name: dict(net=name) for name in ("13pct", "11pct_first", "11pct")}
 
 
-def _authors(name: str) -> list:
-    "The authors' schedule of a network, as a table."
-    return [astuple(stage) for stage in NETS[name].schedule]
+def _authors(name: str, schedule_of: str) -> dict:
+    "A network with the authors' schedule of this or another network."
+    return dict(net=name, stages=[astuple(stage) for stage in NETS[schedule_of].schedule or ()])
 
+
+_SCHEDULED = {name: _authors(name, name) for name in _NETWORKS}
+_EQUAL = {f"{name}, 160 epochs": _authors(name, "13pct") for name in ("11pct_first", "11pct")}
+
+# %% ../../nbs/claims/plans.ipynb #3e5c9b08
+_LRN_FULL = Experiment("convnet", (50_000, 10_000), _CROPPED, _SCHEDULED | _EQUAL, tuple(range(5)),
+                       _TEST_ONCE)
+_LRN_DRAWN = _CROPPED | dict(side=16, batch_size=16, stages=[[_ALL, 3, .001], [_ALL, 1, .0001]])
+_LRN_SHORT = _CROPPED | dict(stages=[[_ALL, 14, .001], [_ALL, 3, .0001], [_ALL, 3, .00001]])
 
 LRN_13_TO_11 = {
-    "tiny": Experiment("convnet", (320, 100), _CROPPED | dict(side=16, batch_size=16, stages=[[_ALL, 3, .001],
-        [_ALL, 1, .0001]]),
-                       {name: dict(net=name) for name in ("13pct", "11pct_first", "11pct")}, (0,), _TEST_ONCE,
-                       shortened="320 drawings at 16 x 16, four epochs"),
-    "cpu": Experiment("convnet", (50_000, 10_000), _CROPPED | dict(stages=_SHORT),
-                      {"13pct": dict(net="13pct"), "11pct_first": dict(net="11pct_first"),
-                       "11pct": dict(net="11pct", seeds=[0])}, (0, 1), _TEST_ONCE,
-                      shortened="20 epochs of all training images for all three, where the authors took 160 "
-                      "(13pct) and 470 to 520"),
-    "full": Experiment("convnet", (50_000, 10_000), _CROPPED,
-                       {name: dict(net=name, stages=_authors(name))
-                        for name in ("13pct", "11pct_first", "11pct")}
-                       | {f"{name}, 160 epochs": dict(net=name, stages=_authors("13pct"))
-                          for name in ("11pct_first", "11pct")}, tuple(range(5)), _TEST_ONCE),
+    "tiny": replace(_LRN_FULL, images=(320, 100), base=_LRN_DRAWN, arms=_NETWORKS, seeds=(0,),
+                    shortened="320 drawings at 16 x 16, four epochs"),
+    "cpu": replace(_LRN_FULL, base=_LRN_SHORT, seeds=(0, 1),
+                   arms=_NETWORKS | {"11pct": dict(net="11pct", seeds=[0])},
+                   shortened="20 epochs of all training images for all three, where the authors took 160 "
+                   "(13pct) and 470 to 520"),
+    "full": _LRN_FULL,
 }
 
 # %% ../../nbs/claims/plans.ipynb #57541880
-_CHANGES = {
-    "base": {}, "no LRN": {"model.lrn": "none"}, "pooling 2/2": {"model.overlapping_pooling": False},
-            "no dropout": {"model.dropout": 0.0},
-    "without conv3": {"model.without": ["conv3"]}, "without conv4": {"model.without": ["conv4"]},
-            "without conv5": {"model.without": ["conv5"]},
-    "tanh": {"model.activation": "tanh"}, "no flips": {"data.flip": False}, "no crops": {"data.crop": False},
-            "no colour": {"data.colour": 0.0},
-    "two towers": {"model.towers": 2}, "init paper": {"model.init": "paper"},
-            "init code": {"model.init": "code"},
+_CHANGES: dict[str, dict] = {
+    "base": {},
+    "no LRN": {"model.lrn": "none"},
+    "pooling 2/2": {"model.overlapping_pooling": False},
+    "no dropout": {"model.dropout": 0.0},
+    "without conv3": {"model.without": ["conv3"]},
+    "without conv4": {"model.without": ["conv4"]},
+    "without conv5": {"model.without": ["conv5"]},
+    "tanh": {"model.activation": "tanh"},
+    "no flips": {"data.flip": False}, "no crops": {"data.crop": False}, "no colour": {"data.colour": 0.0},
+    "two towers": {"model.towers": 2},
+    "init paper": {"model.init": "paper"}, "init code": {"model.init": "code"},
 }
-_ALEXNET = {"data.recipe": "paper", "data.unit_variance": True, "training.batch_size": 128}
+
+# %% ../../nbs/claims/plans.ipynb #5a1b07c2
+_ALEXNET = {"data.recipe": "paper", "data.unit_variance": True, "training.batch_size": 128,
+            "training.num_epochs": 90, "views": 10}
+_TINY = {"training.num_epochs": 2, "training.batch_size": 8, "training.warmup_steps": 3,
+         "model.width": 1 / 24, "data.dataset": "drawings", "data.val_images": 10, "data.num_workers": 0}
+_SMALL = {"training.num_epochs": 2, "data.val_images": 1000, "views": 1}
 _ONE_CHANGE = ("Each arm changes one thing of the base; nothing is chosen by a result, and the test images "
                "are looked at once, after the last epoch.")
-_TINY = {"data.dataset": "drawings", "data.val_images": 10, "data.num_workers": 0, "model.width": 1 / 24,
-         "training.batch_size": 8, "training.warmup_steps": 3}
+
+# %% ../../nbs/claims/plans.ipynb #d1f6a374
+_WHOLE = Experiment("alexnet", (45_000, 10_000), _ALEXNET, _CHANGES, (0, 1, 2), _ONE_CHANGE)
+_ONCE = {arm: own for arm, own in _CHANGES.items() if arm not in ("without conv4", "without conv5")}
 
 ABLATIONS = {
-    "tiny": Experiment("alexnet", (48, 20), _ALEXNET | _TINY | {"training.num_epochs": 2, "views": 10},
-                       _CHANGES, (0,), _ONE_CHANGE, shortened="48 drawings, two epochs"),
-    "cpu": Experiment("alexnet", (10_000, 10_000),
-                      _ALEXNET | {"training.num_epochs": 2, "data.val_images": 1000, "views": 1},
-                      {arm: change for arm, change in _CHANGES.items()
-                       if arm not in ("without conv4", "without conv5")}, (0,), _ONE_CHANGE,
-                      shortened="10,000 training images, two epochs, one seed: too short to support any "
-                      "claim"),
-    "full": Experiment("alexnet", (45_000, 10_000), _ALEXNET | {"training.num_epochs": 90, "views": 10},
-                       _CHANGES, (0, 1, 2), _ONE_CHANGE),
+    "tiny": replace(_WHOLE, images=(48, 20), base=_ALEXNET | _TINY, seeds=(0,),
+                    shortened="48 drawings, two epochs"),
+    "cpu": replace(_WHOLE, images=(10_000, 10_000), base=_ALEXNET | _SMALL, arms=_ONCE, seeds=(0,),
+                   shortened="10,000 training images, two epochs, one seed: too short to support any claim"),
+    "full": _WHOLE,
 }
 EXPERIMENTS = dict(relu_vs_tanh=_RELU_VS_TANH, lrn_13_to_11=LRN_13_TO_11, ablations=ABLATIONS)
 
@@ -143,8 +150,7 @@ def full_length(experiment: Experiment, arm: str) -> int:
 # %% ../../nbs/claims/plans.ipynb #19a1a6d8
 def new_trial(arm: str, seed: int) -> dict:
     "The record of one arm with one seed, before its first epoch."
-    return dict(arm=arm, seed=seed, epochs=[], stopped=None, finished=False, test=None, parameters=None,
-                macs=None, seconds=0.0)
+    return dict(arm=arm, seed=seed, epochs=[], stopped=None, finished=False, test=None)
 
 # %% ../../nbs/claims/plans.ipynb #5b2f3d83
 def find_trial(trials: list[dict], arm: str, seed: int) -> dict | None:
@@ -177,14 +183,15 @@ def speed(trial: dict, until: float, race: int) -> tuple[float, float]:
 def choose(experiment: Experiment, trials: list[dict]) -> dict[str, dict]:
     """The fastest arm of each family (its arms' names but for the rate); nothing before the first round is
     over, and no family all of whose arms diverged."""
-    race, chosen = {arm: find_trial(trials, arm, 0) for arm in experiment.arms}, {}
-    if not experiment.race or not all(is_done(trial, experiment.race) for trial in race.values()): return {}
-    for family in dict.fromkeys(arm.rpartition(" ")[0] for arm in race):
-        speeds = {arm: speed(trial, experiment.base["until"], experiment.race) for arm, trial in race.items()
-                  if arm.rpartition(" ")[0] == family}
-        rates, best = [experiment.arms[arm]["rate"] for arm in speeds], min(speeds, key=speeds.get)
+    arms, limit, chosen = experiment.arms, experiment.race, {}
+    race = {trial["arm"]: trial for trial in trials if trial["seed"] == 0 and is_done(trial, limit)}
+    if not limit or not arms.keys() <= race.keys(): return {}
+    for family in dict.fromkeys(arm.rpartition(" ")[0] for arm in arms):
+        speeds = {arm: speed(race[arm], experiment.base["until"], limit)
+                  for arm in arms if arm.rpartition(" ")[0] == family}
+        best = min(speeds, key=speeds.__getitem__)
         if speeds[best] == (math.inf, math.inf): continue
-        rate = experiment.arms[best]["rate"]
+        rates, rate = [arms[arm]["rate"] for arm in speeds], arms[best]["rate"]
         chosen[family] = dict(arm=best, rate=rate, reached=math.isfinite(speeds[best][0]),
                               at_edge=rate in (min(rates), max(rates)))
     return chosen

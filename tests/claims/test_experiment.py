@@ -86,8 +86,8 @@ def test_ablations_change_one_thing_each():
         for arm in e.arms:
             lab = claims_experiment._Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None,
                                          engine_signals.StopFlag())
-            cfg, base = (claims_experiment._alexnet_config(lab, claims_plans.new_trial(a, 3)).model_dump()
-                         for a in (arm, "base"))
+            plain = (claims_experiment._alexnet_config(lab, claims_plans.new_trial(a, 3)) for a in (arm, "base"))
+            cfg, base = (make_config(given).model_dump() for given in plain)
             changed = [f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != base[s][k] and s != "paths"]
             assert changed == list(e.arms[arm]), "the switch must do something, and nothing else may differ"
             assert cfg["data"]["recipe"] == "paper" and cfg["training"]["seed"] == 3
@@ -224,7 +224,8 @@ def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where
     assert run("pair", "--seeds", "1", file="whole.json", folder="a") == 0
     name = {"before the state": "save_checkpoint", "between state and results": "_note",
             "while testing": "view_probabilities"}[where]
-    real, calls = getattr(claims_experiment, name), 0
+    module = claims_experiment.small_nets if where == "while testing" else claims_experiment
+    real, calls = getattr(module, name), 0
 
     def die_the_second_time(*args, **options):
         nonlocal calls
@@ -233,7 +234,7 @@ def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where
         return real(*args, **options)
 
     with monkeypatch.context() as m:
-        m.setattr(claims_experiment, name, die_the_second_time)
+        m.setattr(module, name, die_the_second_time)
         assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 130
     before = read("cut.json")["trials"][0]
     assert not before["finished"] and len(before["epochs"]) == {"before the state": 1,
@@ -258,7 +259,7 @@ def test_minutes_and_more_seeds(known):
 def test_a_finished_trial_is_never_repeated(known, monkeypatch):
     assert run("race", "--seeds", "0") == 0
     before = read(clock=True)
-    monkeypatch.setattr(claims_experiment, "train_epoch", None)
+    monkeypatch.setattr(claims_experiment.small_nets, "train_epoch", None)
     assert run("race", "--seeds", "0") == 0
     assert read(clock=True) == before
 
@@ -508,16 +509,16 @@ def test_every_setting_of_an_arm_is_obeyed(known):
 
 def test_biases_learn_twice_as_fast_as_weights_at_first(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(claims_experiment, "net_optimizer",
-                        lambda net, rate, bias_rate, decay, make=claims_experiment.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
+    monkeypatch.setattr(claims_experiment.small_nets, "net_optimizer",
+                        lambda net, rate, bias_rate, decay, make=claims_experiment.small_nets.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
     assert run("race", "--seeds", "0") == 0 and run("pair", "--seeds", "0", file="p.json") == 0
     assert seen[:2] == [(.001, .002, False), (.002, .004, False)] and set(seen[-2:]) == {(.001, .002, True)}
 
 
 def test_crops_depend_on_seed_and_epoch(known, monkeypatch):
     seen = []
-    monkeypatch.setattr(claims_experiment, "chances",
-                        lambda *numbers, draw=claims_experiment.chances: seen.append(numbers)
+    monkeypatch.setattr(claims_experiment.small_nets, "chances",
+                        lambda *numbers, draw=claims_experiment.small_nets.chances: seen.append(numbers)
                         or draw(*numbers))
     assert run("pair") == 0
     assert seen == [(seed, epoch, 80, 8) for seed in (0, 0, 1)

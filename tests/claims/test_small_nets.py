@@ -17,11 +17,11 @@ from alexnet_nb.claims.small_nets import (
     _Stage,
     build_net,
     chances,
+    change_rate,
     cut,
     mean_image,
     net_optimizer,
     net_table,
-    set_rate,
     ten_views,
     train_epoch,
     view_probabilities,
@@ -263,7 +263,7 @@ def test_the_rule_as_printed_with_a_drop_of_the_rate(carried):
     x, y = numbers(6, 3, 8, 8, scale=60), torch.arange(6)
     for step in range(8):
         rate = .001 if step < 4 else .0001
-        if carried: set_rate(optimizer, rate)
+        if carried: change_rate(optimizer, rate)
         else:
             for group in optimizer.param_groups[:-1]: group["lr"] = rate
         for net in nets: net.zero_grad(); F.cross_entropy(net(x), y).backward()
@@ -281,7 +281,7 @@ def test_the_rule_as_printed_with_a_drop_of_the_rate(carried):
 
 def test_the_rate_of_biases_is_not_lowered():
     optimizer = net_optimizer(build_net("19pct"))
-    set_rate(optimizer, 1e-4)
+    change_rate(optimizer, 1e-4)
     assert [g["lr"] for g in optimizer.param_groups] == [1e-4] * 4 + [.002]
 
 
@@ -392,7 +392,7 @@ def test_training_goes_on_exactly_from_saved_states():
 
     def epochs(net, optimizer, which):
         for e in which:
-            set_rate(optimizer, .001 if e < 2 else .0001)
+            change_rate(optimizer, .001 if e < 2 else .0001)
             result = train_epoch(net, optimizer, pixels, labels, mean, 8, chances(0, e, 64, 8), 16)
         return result
 
