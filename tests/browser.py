@@ -1,4 +1,5 @@
 "What the two browser tests share: Chromium through Playwright, kept away from every host but this one."
+import importlib.util
 import os
 import shutil
 from contextlib import contextmanager
@@ -13,8 +14,7 @@ HERE = ("localhost", "127.0.0.1", "")  # "": data: and blob:
 
 def needed() -> None:
     "Skips the module, in one line, where there is no browser to test in."
-    try: import playwright  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("playwright") is None:
         pytest.skip("no browser test: playwright is missing; pip install -e '.[dev]'",
                     allow_module_level=True)
     if not CHROMIUM:
@@ -26,10 +26,9 @@ def needed() -> None:
 def browser():
     "A headless Chromium."
     from playwright.sync_api import sync_playwright
+    args = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions"]
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, timeout=180_000,
-                                        args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                                              "--disable-extensions"])
+        chromium = play.chromium.launch(executable_path=CHROMIUM, timeout=180_000, args=args)
         yield chromium
         chromium.close()
 

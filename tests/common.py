@@ -20,24 +20,23 @@ from alexnet_nb.engine import run as engine_run
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 sys.path.append(str(ROOT / "tools"))
-from notebooks import NBS, all_notebooks  # noqa: F401
-from notebooks import name_of as page_of  # noqa: F401
+from notebooks import NBS as NBS  # handed on to tests
+from notebooks import all_notebooks, name_of
 
+page_of = name_of  # tests call a notebook's name its page
 NOTEBOOKS = all_notebooks()
 
-# The network at 227 pixels with 4 to 16 maps a layer; 48 drawings and 10 for validation: 6 steps of 8 an
-# epoch.
+# The network at 227 pixels with 4 to 16 maps a layer; 48 drawings and 10 for validation.
 TINY = {
-    "model.width": 1 / 24, "training.num_epochs": 2, "training.batch_size": 8, "training.warmup_steps": 3,
-        "training.seed": 7,
+    "model.width": 1 / 24,
+    "training.num_epochs": 2, "training.batch_size": 8, "training.warmup_steps": 3, "training.seed": 7,
     "data.dataset": "drawings", "data.train_images": 48, "data.val_images": 10, "data.test_images": 20,
-        "data.num_workers": 0,
-    "data.download": False, "device.use_cuda": False, "device.reuse_memory": False,
+    "data.num_workers": 0, "data.download": False,
+    "device.use_cuda": False, "device.reuse_memory": False,
 }
-STEPS = 6  # an epoch
+STEPS = 6  # an epoch, of 8 drawings each
 
-# Dropout and flips are on; the rate falls after epoch 2, and the velocity is carried over as the paper's rule
-# does.
+# Dropout and flips are on; the rate falls after epoch 2; the velocity is carried over as in the paper's rule.
 LONG = dict(training__num_epochs=4, training__lr_step_size=2, training__lr_gamma=0.5,
             training__paper_velocity=True)
 EACH_STEP = dict(training__checkpoint_minutes=1e-9)  # a checkpoint after every step
@@ -115,7 +114,8 @@ def save_drawings(folder: Path, n: int, seed: int = 99) -> list[Path]:
     "n drawings as PNG files 000.png, 001.png, ..."
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i:03d}.png" for i in range(n)]
-    for path, image in zip(paths, map(drawings(n, seed).__getitem__, range(n))): image.save(path)
+    pictures = drawings(n, seed)
+    for i, path in enumerate(paths): pictures[i].save(path)
     return paths
 
 
@@ -160,7 +160,8 @@ def differences(a, b, where: str = "", but=()) -> list[str]:
         if a.keys() != b.keys(): return [f"{where}: keys {sorted(map(str, a.keys() ^ b.keys()))}"]
         return [d for k in a for d in differences(a[k], b[k], f"{where}.{k}" if where else str(k), but)]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{where}[{i}]", but)]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True))
+                for d in differences(x, y, f"{where}[{i}]", but)]
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if torch.equal(a, b) else [where]
     return [] if type(a) is type(b) and a == b else [f"{where}: {a!r} is not {b!r}"]

@@ -1,7 +1,8 @@
 """Fixtures and flags of the tests.
 
 `pytest --flags slow cifar10` also runs the tests marked so, as nbdev_test's flags do for cells.
-The real data is looked for in $CIFAR10_DIR, then in alexnet_data_in beside the notebooks: train/<class>/ and test/<class>/, or torchvision's batches.
+The real data is looked for in $CIFAR10_DIR, then in alexnet_data_in beside the notebooks: train/<class>/ and
+test/<class>/, or torchvision's batches.
 """
 import os
 from pathlib import Path

@@ -1,6 +1,8 @@
-"""Where each test of version 0.1 is now: `python tests/ids_map.py` prints the whole map, `tests/test_ids.py` checks it.
+"""Where each test of version 0.1 is now: `python tests/ids_map.py` prints the whole map, `tests/test_ids.py`
+checks it.
 
-A test keeps its name and its parameters, in whichever file of its successors it stands; what is otherwise stands in the tables below.
+A test keeps its name and its parameters, in whichever file of its successors it stands; what is otherwise
+stands in the tables below.
 """
 import re
 import subprocess
@@ -20,35 +22,47 @@ FILES = {  # file of 0.1: the files that its tests are in now, by name alone: fo
     "test_two_gpus": ("test_two_towers",),
 }
 PAGES = {  # notebook of 0.1: the page that holds most of it
-    "00_config": "engine/config", "03b_checkpoint": "engine/checkpoint",
-         "03c_distributed": "engine/processes", "06_speed": "engine/speed",
-    "07_cuda_convnet": "claims/small_nets", "07b_experiment": "claims/experiment",
-         "08_relu_vs_tanh": "claims/relu_vs_tanh",
-    "09_lrn_13_to_11": "claims/lrn_13_to_11", "10_ablations": "claims/ablations",
-         "11_looking_inside": "06_looking_inside",
+    "00_config": "engine/config",
+    "03b_checkpoint": "engine/checkpoint",
+    "03c_distributed": "engine/processes",
+    "06_speed": "engine/speed",
+    "07_cuda_convnet": "claims/small_nets",
+    "07b_experiment": "claims/experiment",
+    "08_relu_vs_tanh": "claims/relu_vs_tanh",
+    "09_lrn_13_to_11": "claims/lrn_13_to_11",
+    "10_ablations": "claims/ablations",
+    "11_looking_inside": "06_looking_inside",
     "12_two_gpus": "claims/two_towers",
 }
 MODULES = {  # module of 0.1: the one that holds most of it
-    "checkpoint": "engine.checkpoint", "config": "engine.config", "cuda_convnet": "claims.small_nets",
-           "distributed": "engine.processes",
-    "experiment": "claims.experiment", "speed": "engine.bench", "two_gpus": "claims.two_towers",
+    "checkpoint": "engine.checkpoint",
+    "config": "engine.config",
+    "cuda_convnet": "claims.small_nets",
+    "distributed": "engine.processes",
+    "experiment": "claims.experiment",
+    "speed": "engine.bench",
+    "two_gpus": "claims.two_towers",
 }
 PARAMETERS = {"test_notebooks": PAGES, "test_practice": PAGES, "test_repository": PAGES,
               "test_package": MODULES}
 RENAMED = {  # test of 0.1: its name now
-    "test_package::test_imports_run_from_a_higher_notebook_to_a_lower_one": "test_imports_run_downward",
-    "test_practice::test_exercises_of_four_kinds_have_solutions_that_assert": "test_exercises_have_solutions_that_assert",
+    "test_package::test_imports_run_from_a_higher_notebook_to_a_lower_one":
+        "test_imports_run_downward",
+    "test_practice::test_exercises_of_four_kinds_have_solutions_that_assert":
+        "test_exercises_have_solutions_that_assert",
 }
 GONE = {  # test of 0.1: why there is none now
-    "test_notebooks::test_runs_in_a_kernel": "tools/rerun.py runs every notebook in a kernel and compares "
-        "what comes with what is stored; tests/run_all.py calls it",
+    "test_notebooks::test_runs_in_a_kernel":
+        "tools/rerun.py runs every notebook in a kernel and compares what comes with what is stored; "
+        "tests/run_all.py calls it",
 }
-NO_QUOTA = "this page has no such section any more: questions, exercises and tables of symptoms stand where they teach something"
+NO_QUOTA = ("this page has no such section any more: questions, exercises and tables of symptoms stand where "
+            "they teach something")
+# made for the pages that have what they look at
 WHERE_THERE = {"test_symptoms_have_causes", "test_questions_are_folded",
-               "test_exercises_have_solutions_that_assert",
-               "test_a_widget_has_a_picture_a_line_and_a_check"}  # made for the pages that have what they look at
-EVERY_LESSON = {"test_sections_stand_in_order": "only the lesson promises certain sections; "
-                "tests/test_budgets.py measures all pages"}
+               "test_exercises_have_solutions_that_assert", "test_a_widget_has_a_picture_a_line_and_a_check"}
+EVERY_LESSON = {"test_sections_stand_in_order":
+                "only the lesson promises certain sections; tests/test_budgets.py measures all pages"}
 
 
 def collected() -> list[str]:

@@ -29,10 +29,9 @@ def reference(n, k=2., alpha=1e-4, beta=0.75, alpha_is="mean", groups=1):
         x = x.double()
         part = x.shape[1] // groups
         i, j = torch.arange(x.shape[1])[:, None], torch.arange(x.shape[1])[None]
-        band = ((j >= i - n // 2) & (j <= i + (n - 1) // 2) & (i // max(1, part) == j // max(1,
-                                                                                             part))).double()
-        return x / (k + (alpha / n if alpha_is == "mean" else alpha) * torch.einsum("ij,bj...->bi...", band,
-                                                                                    x * x)) ** beta
+        inside = (j >= i - n // 2) & (j <= i + (n - 1) // 2) & (i // max(1, part) == j // max(1, part))
+        sums = torch.einsum("ij,bj...->bi...", inside.double(), x * x)
+        return x / (k + (alpha / n if alpha_is == "mean" else alpha) * sums) ** beta
     return f
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -138,7 +139,7 @@ def as_command(words: list[str]) -> list[str]:
 
 def config_problem(args: list[str]) -> str:
     "What is wrong with the config and the keys that a line gives; nothing if all of it is right."
-    pairs = list(zip(args, args[1:]))
+    pairs = list(pairwise(args))
     name = dict(pairs).get("--config")
     if name in own_configs(prose()):
         name = None  # a file that the page spells out; the runs below use it

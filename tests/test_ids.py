@@ -10,8 +10,8 @@ def found(request) -> dict[str, str]:
     """Every id of 0.1 and what became of it; if only a part of the tests is being run, all are collected once
     more."""
     ids = [item.nodeid for item in request.session.items]
-    files, every = {id.split("::")[0] for id in ids}, {path.relative_to(TESTS.parent).as_posix()
-                                                       for path in TESTS.rglob("test_*.py")}
+    files = {id.split("::")[0] for id in ids}
+    every = {path.relative_to(TESTS.parent).as_posix() for path in TESTS.rglob("test_*.py")}
     chosen = request.config.option.keyword or request.config.option.markexpr or files != every
     return ids_map.whole_map(ids_map.collected() if chosen else ids)
 
@@ -42,6 +42,7 @@ def test_the_tables_are_needed():
 
 
 def test_a_lost_test_is_seen():
-    found = ids_map.whole_map(["tests/engine/test_step.py::test_a_step_asks_for_no_number"])
-    assert found["tests/test_step.py::test_a_step_asks_for_no_number"] == "tests/engine/test_step.py::test_a_step_asks_for_no_number"
+    there = "tests/engine/test_step.py::test_a_step_asks_for_no_number"
+    found = ids_map.whole_map([there])
+    assert found["tests/test_step.py::test_a_step_asks_for_no_number"] == there
     assert found["tests/test_step.py::test_the_scaled_step_is_the_plain_step"] == ""

@@ -79,8 +79,9 @@ def imports(source: str, name: str, package: bool = False) -> list[Import]:
                     if inner.removeprefix("alexnet_nb.") in FILES:
                         found.append(Import(inner, (), enclosing(top)))
                     else: found.append(Import(module, (alias.name,), enclosing(top)))
-            elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__"):
-                if node.args and isinstance(node.args[0], ast.Constant):
+            elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if called in ("import_module", "__import__"):
                     found.append(Import(node.args[0].value, (), enclosing(top)))
     return found
 
@@ -128,14 +129,15 @@ def test_imports_run_downward(name):
         if (name, where) in DOORS: continue
         assert other not in BY_HAND, f"{name} imports {other}, an address of version 0.1"
         here, there = floor(name), floor(other)
-        assert there < here if here[0] == 2 else there[0] <= here[0], f"{name} imports {other}{f' in {where}' * bool(where)}"
+        down = there < here if here[0] == 2 else there[0] <= here[0]
+        assert down, f"{name} imports {other}" + f" in {where}" * bool(where)
 
 
 def test_every_door_leads_up():
     "An exception that nobody needs is none."
     for name, where in DOORS:
-        assert any(there == where and floor(other)[0] > 2 for other, there in own_imports(name)), (name,
-                                                                                                   where)
+        leads = any(there == where and floor(other)[0] > 2 for other, there in own_imports(name))
+        assert leads, (name, where)
 
 
 def test_no_two_modules_need_each_other():
@@ -179,8 +181,8 @@ def test_a_lesson_module_loads_nothing_from_above(name):
 
 
 def test_what_is_loaded_is_seen():
-    assert {"pydantic", "yaml", "alexnet_nb.engine.config"} <= {*loaded_by("alexnet_nb.engine.config",
-                                                                           ("alexnet_nb.engine",))}
+    loaded = loaded_by("alexnet_nb.engine.config", ("alexnet_nb.engine",))
+    assert {"pydantic", "yaml", "alexnet_nb.engine.config"} <= {*loaded}
 
 
 # ---------------------------------------------------------------- modules and their notebooks
@@ -201,7 +203,8 @@ def test_every_module_has_one_notebook():
     assert {module_of(path).removeprefix("alexnet_nb.") for path in FILES.values()} == {*FILES}
     assert BY_HAND <= FILES.keys()
     for module, page in homes:
-        assert page.rpartition("/")[0].replace("/", ".") == module.rpartition(".")[0], f"{page} exports {module}"
+        folder, package = page.rpartition("/")[0].replace("/", "."), module.rpartition(".")[0]
+        assert folder == package, f"{page} exports {module}"
 
 
 def test_every_module_is_on_a_floor():
@@ -211,8 +214,8 @@ def test_every_module_is_on_a_floor():
 
 @each_file
 def test_no_module_imports_the_tools_of_development(name):
-    assert not {i.module.split(".")[0] for i in imports_of(name)} & {"nbdev", "fastcore", "execnb", "ghapi",
-                                                                     "IPython", "pytest", "hypothesis"}
+    tools = {"nbdev", "fastcore", "execnb", "ghapi", "IPython", "pytest", "hypothesis"}
+    assert not {i.module.split(".")[0] for i in imports_of(name)} & tools
 
 
 @each_file
@@ -222,7 +225,8 @@ def test_modules_import_only_what_is_required(name):
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     required = {line.split(">=")[0].strip().lower() for line in settings["DEFAULT"]["requirements"].split()}
     called = {"pyyaml": "yaml", "pillow": "PIL"}
-    allowed = {called.get(package, package) for package in required} | set(sys.stdlib_module_names) | {"alexnet_nb"}
+    allowed = {called.get(package, package) for package in required}
+    allowed |= {*sys.stdlib_module_names, "alexnet_nb"}
     # comes with torch where there is CUDA, and is imported only there
     if name == "base.lrn_triton": allowed.add("triton")
     assert not {i.module.split(".")[0] for i in imports_of(name)} - allowed
@@ -231,7 +235,8 @@ def test_modules_import_only_what_is_required(name):
 def test_the_version_is_one():
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    assert alexnet_nb.__version__ == settings["DEFAULT"]["version"] == importlib.metadata.version("alexnet_nb")
+    version = settings["DEFAULT"]["version"]
+    assert alexnet_nb.__version__ == version == importlib.metadata.version("alexnet_nb")
 
 
 @each_module
@@ -254,58 +259,51 @@ def test_the_public_face_that_others_import():
     parameters = inspect.signature(AlexNet).parameters
     assert parameters["num_classes"].default == 10 and parameters["width"].default == 1.0
     defaults = {name: p.default for name, p in inspect.signature(LocalResponseNorm).parameters.items()}
-    assert {k: defaults[k] for k in ("n", "k", "alpha", "beta", "alpha_is")} == dict(n=5, k=2.0, alpha=1e-4,
-        beta=0.75, alpha_is="mean")
+    expected = dict(n=5, k=2.0, alpha=1e-4, beta=0.75, alpha_is="mean")
+    assert {k: defaults[k] for k in expected} == expected
 
 
 def test_the_package_hands_on_what_a_program_needs():
     "Lazily: importing it loads nothing but itself; every name that it promises is there."
-    code = "import sys, alexnet_nb; print([m for m in sys.modules if m.startswith('alexnet_nb.') or m == 'torch'])"
+    code = ("import sys, alexnet_nb; "
+            "print([m for m in sys.modules if m.startswith('alexnet_nb.') or m == 'torch'])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           timeout=100).stdout.strip() == "[]"
     for name in alexnet_nb.__all__: assert getattr(alexnet_nb, name) is not None, name
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"): alexnet_nb.nothing
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"): _ = alexnet_nb.nothing
 
 
 # Every public name that version 0.1 had at an address that has moved.
 NAMES_OF_0_1 = {
     "config": "Fraction Positive PathText MOST_YAML CONFIG_DIR PRECISIONS InputError RunError brief "
-              "one_line Section ModelConfig TrainingConfig DataConfig "
-              "PathsConfig DeviceConfig Config parse_yaml config_path read_config_file make_config merge "
-              "parse_overrides given_values load_config to_yaml "
-              "pick_device describe_device pick_precision reuse_memory set_seed out_of_memory run_command "
-              "read_results",
+              "one_line Section ModelConfig TrainingConfig DataConfig PathsConfig DeviceConfig Config "
+              "parse_yaml config_path read_config_file make_config merge parse_overrides given_values "
+              "load_config to_yaml pick_device describe_device pick_precision reuse_memory set_seed "
+              "out_of_memory run_command read_results",
     "checkpoint": "HELD replacing Away save_checkpoint copy_checkpoint save_json remove_leftovers read_held "
-                "take_folders file_system CheckpointFolder "
-                  "read_checkpoint random_state set_random_state architecture build_model stored_recipe "
-                "stored_classes group_state rates_by_group "
+                  "take_folders file_system CheckpointFolder read_checkpoint random_state set_random_state "
+                  "architecture build_model stored_recipe stored_classes group_state rates_by_group "
                   "schedule_state match_layout",
     "distributed": "share World find_world rank world_size leader backend joined total agree gather "
-                "by_leader lost_peer replicated own_stream launch orphaned",
+                   "by_leader lost_peer replicated own_stream launch orphaned",
     "experiment": "RELU_VS_TANH LRN_13_TO_11 ABLATIONS EXPERIMENTS ORDER write_json rate_rule Experiment "
-                "rate_arms settings rates_by_epoch full_length "
-                  "new_trial find_trial reason_to_stop is_done speed choose plan next_trial data_name "
-                "find_data Pictures load_pictures Lab note "
+                  "rate_arms settings rates_by_epoch full_length new_trial find_trial reason_to_stop "
+                  "is_done speed choose plan next_trial data_name find_data Pictures load_pictures Lab note "
                   "convnet_epoch convnet_test convnet_trial alexnet_config alexnet_epochs ten_view_error "
-                "alexnet_test alexnet_trial describe forget "
-                  "run_trial identity same_identity open_results list_trials run_experiment default_file "
-                "main",
+                  "alexnet_test alexnet_trial describe forget run_trial identity same_identity open_results "
+                  "list_trials run_experiment default_file main",
     "speed": "TYPES PAUSE SMALL GOALS FLOOR_GOALS H100_GOALS PARTS HEADER synchronise seconds UsualPictures "
-             "usual_transform usual_loader usual_alexnet "
-             "usual_optimizer usual_step usual_predict Chain chains flops elements Rates floor_seconds "
-             "allow_tf32 best_seconds conv_rate memory_rate "
+             "usual_transform usual_loader usual_alexnet usual_optimizer usual_step usual_predict Chain "
+             "chains flops elements Rates floor_seconds allow_tf32 best_seconds conv_rate memory_rate "
              "kept_bytes peak_bytes resident_bytes Task Job lrn_job usual_job our_run our_job folder_job "
-             "make_job cpu_name about others_busy warm_up_job "
-             "one_rate obey serve Side interleave summary Sizes folder_of_drawings variants Bench too_late "
-             "write_result go_on measure_floor floor_of judge "
-             "measure_row format_row markdown_table measure_memory stairs measure_staircase run_bench "
+             "make_job cpu_name about others_busy warm_up_job one_rate obey serve Side interleave summary "
+             "Sizes folder_of_drawings variants Bench too_late write_result go_on measure_floor floor_of "
+             "judge measure_row format_row markdown_table measure_memory stairs measure_staircase run_bench "
              "describe pick_precisions pick_bench_device main",
     "cuda_convnet": "NETS DATA_BATCH mean_image chances cut Local2d SameMapNorm Layer Stage Net build_net "
-                "net_table net_optimizer set_rate train_epoch "
-                    "ten_views view_probabilities",
+                    "net_table net_optimizer set_rate train_epoch ten_views view_probabilities",
     "two_gpus": "PAPER_NAMES Message Wire Tower mixing_layers TwoTowers split_state join_state LayerTraffic "
-                "layer_traffic data_parallel_bytes "
-                "model_parallel_bytes ring_seconds",
+                "layer_traffic data_parallel_bytes model_parallel_bytes ring_seconds",
 }
 # And those that its README or a page showed at addresses that are still there.
 SHOWN_BY_0_1 = {
@@ -333,7 +331,7 @@ def test_names_of_0_1_answer_at_their_old_address(address):
             assert f"alexnet_nb.{address}.{name} is now alexnet_nb." in str(said[-1].message), name
     assert not lost, f"{address}: {lost} answer otherwise than is listed"
     if moved: assert {*module.__all__} <= {*NAMES_OF_0_1[address].split()}, "what a star import asks for"
-    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"): module.no_such_name
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"): _ = module.no_such_name
 
 
 def test_there_are_modules():
@@ -403,7 +401,9 @@ def calls_backward(source: str) -> bool:
 def test_one_cell_goes_backward():
     """In lesson and engine; beside it the linear classifier's, which is fitted by L-BFGS. The claims and the
     benchmark have their own: they train what is not AlexNet as we do."""
-    found = [(module, [node.name.lstrip("_") for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef)]) for path in NOTEBOOKS for module in default_exp(path)
+    def functions(cell):
+        return [node.name.lstrip("_") for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef)]
+    found = [(module, functions(cell)) for path in NOTEBOOKS for module in default_exp(path)
              for cell in exported_cells(path) if floor(module)[0] < 4 and calls_backward(cell)]
     assert sorted(found) == [("engine.baseline", ["fit_linear"]), ("train", ["train_step"])]
     assert (calls_backward("scaler.scale(loss).backward()")

@@ -90,7 +90,8 @@ def test_colab_opens_the_notebook_with_a_gpu_and_installs_the_library(path):
     ("OWNER", False, "first put a wheel of alexnet_nb beside this notebook"),
     ("OWNER", True, "install -q --no-deps alexnet_nb-0.2-py3-none-any.whl"),
     ("ada", False, "install -q --no-deps git+https://github.com/ada/alexnet_nb")])
-def test_the_first_cell_installs_a_wheel_or_from_the_repository(owner, wheel, does, tmp_path, monkeypatch, capsys):
+def test_the_first_cell_installs_a_wheel_or_from_the_repository(owner, wheel, does, tmp_path, monkeypatch,
+                                                                capsys):
     "As Colab would run it: nothing is fetched from an address that is not there yet."
     sync = load_tool("sync")
     notebook = json.loads((ROOT / "nbs/02_lrn.ipynb").read_text(encoding="utf-8"))
@@ -99,8 +100,10 @@ def test_the_first_cell_installs_a_wheel_or_from_the_repository(owner, wheel, do
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "google.colab", sys)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    magic = type("Magic", (), {"run_line_magic": lambda self, name, line: print(line) if name == "pip" else None})
-    exec(sync.address(cell, sync.settings() | {"user": owner}), {"get_ipython": magic})
+    class Magic:
+        def run_line_magic(self, name, line):
+            if name == "pip": print(line)
+    exec(sync.address(cell, sync.settings() | {"user": owner}), {"get_ipython": Magic})
     assert capsys.readouterr().out.strip() == does
 
 

@@ -139,7 +139,7 @@ def test_writing_stores_what_came_out_and_keeps_the_rest(tmp_path, capsys):
     before = nbformat.read(path, 4)
     assert rerun.main(["--write", str(path)]) == 0
     after = nbformat.read(path, 4)
-    strip = lambda nb: [(cell.id, cell.source, cell.metadata) for cell in nb.cells]  # noqa: E731
+    def strip(nb): return [(cell.id, cell.source, cell.metadata) for cell in nb.cells]
     assert strip(before) == strip(after)
     assert [["".join(o.text) for o in cell.outputs] for cell in after.cells] == [
         ["1\n2\n"], ["kept\n"], ["a 0.3333333333333333\n"]]
@@ -192,7 +192,7 @@ def test_figures_are_compared_by_size_and_from_afar():
     taller = figure("white", (64, 80))
     assert "64 x 48 pixels are stored, 64 x 80 came out" in rerun.differences([white], [taller])[0]
     assert "is stored" in rerun.differences([white], [result("1")])[0]
-    drawn = lambda colour, version: figure(colour, program=f"Matplotlib version{version}")  # noqa: E731
+    def drawn(colour, version): return figure(colour, program=f"Matplotlib version{version}")
     assert rerun.differences([drawn("#ffffff", 3)], [drawn("#e6e6e6", 4)]) == [], "versions set letters apart"
     assert rerun.differences([drawn("#ffffff", 3)], [drawn("#e6e6e6", 3)]), "the same one does not"
 

@@ -172,8 +172,9 @@ def badge_links(name: str) -> tuple[list[str], list[str]]:
     line = next(source for source in sources if "Open in Colab" in source)
     before, _, after = line.partition("Next:")
     folder = NBS / Path(name).parent
-    follow = lambda text: [name_of(Path(os.path.normpath(folder / link)))  # noqa: E731
-                           for link in re.findall(r"\]\(([\w./-]+\.ipynb)\)", text)]
+    def follow(text: str) -> list[str]:
+        links = re.findall(r"\]\(([\w./-]+\.ipynb)\)", text)
+        return [name_of(Path(os.path.normpath(folder / link))) for link in links]
     return follow(before), follow(after)
 
 

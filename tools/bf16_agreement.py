@@ -43,7 +43,7 @@ def measure(checkpoint: str | Path, data_dir: str | Path, n: int) -> dict:
     same, two = full.argmax(1) == half.argmax(1), full.topk(2).values
     margin = two[:, 0] - two[:, 1]  # how far the best class was ahead of the next, in float32
     stored = read_checkpoint(checkpoint)
-    share = lambda right: right.float().mean().item()  # noqa: E731
+    def share(right: Tensor) -> float: return right.float().mean().item()
     return dict(
         images=len(images), same_class=share(same), accuracy_fp32=share(full.argmax(1) == labels),
         accuracy_bf16=share(half.argmax(1) == labels), largest_difference=difference.max().item(),

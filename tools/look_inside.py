@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> Path:
     network = facts(checkpoint)
     test = read_cifar10(args.data_folder, train=False, may_download=False)
     queries = in_equal_parts(test, np.arange(len(test)), 100 if args.kernels_only else args.test_images)
-    say = lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)  # noqa: E731
+    def say(text: str) -> None: print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
     if args.kernels_only:
         report = dict(network=network | dict(accuracy=network["best_validation_accuracy"], test_images=0))
         batches = pixel_batches(queries.pixels, classifier.recipe, device)

@@ -7,8 +7,8 @@ from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.resize import _resize_pixels
 from common import by_pillow, channels_first, noise
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
-                                                                reason="needs a CUDA device"))]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 SIZES = [((32, 32), (227, 227)), ((32, 32), (256, 256)), ((32, 32), (224, 224)), ((7, 13), (31, 29)),
          ((1, 1), (5, 3)), ((1, 9), (8, 1)),

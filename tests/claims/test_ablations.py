@@ -1,7 +1,7 @@
 """Every switch that takes a part away changes what it says and nothing else; with none of them used,
 everything is as it was without them."""
 from dataclasses import asdict, replace
-from itertools import combinations, product
+from itertools import combinations, islice, pairwise, product
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ from alexnet_nb.engine.loaders import DeviceLoader, EpochBatches, PreparedImages
 from alexnet_nb.model import AlexNet, layer_table
 from common import differences, lines, load, one_step, run_without_panels, settings, tiny
 
-PLACES = {"conv1": "features.0", "conv2": "features.4", "conv3": "features.8", "conv4": "features.10",
-          "conv5": "features.12",
+PLACES = {"conv1": "features.0", "conv2": "features.4",
+          "conv3": "features.8", "conv4": "features.10", "conv5": "features.12",
           "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6"}
 GAPS = [gone for n in range(4) for gone in combinations(("conv3", "conv4", "conv5"), n)]
 THIN = 1 / 24
@@ -66,10 +66,11 @@ def test_a_layer_left_out(gone, towers):
     off = {f"features.{int(PLACES[name][9:]) + k}" for name in gone for k in (0, 1)}
     assert {place for place in ours if ours[place] == "Identity()"} == off
     stay = [PLACES[name] for name in ("conv3", "conv4", "conv5") if name not in gone]
-    maps = [256, *[384] * (len(stay) - 1), 256]
-    for place, *between in zip(stay, maps, maps[1:]):
+    maps = [256, *[384] * (len(stay) - 1), 256][:len(stay) + 1]
+    for place, (into, out) in zip(stay, pairwise(maps), strict=True):
         kind, rest = ours[place].split(", kernel_size")
-        assert kind == f"Conv2d({between[0]}, {between[1]}" and rest == full[place].split(", kernel_size")[1], "same kernel, stride, padding and groups"
+        assert kind == f"Conv2d({into}, {out}"
+        assert rest == full[place].split(", kernel_size")[1], "same kernel, stride, padding and groups"
     assert {place for place in ours if ours[place] != full[place]} <= off | set(stay)
 
 
@@ -112,8 +113,8 @@ def test_only_middle_layers_can_be_left_out(value):
     (dict(lrn="none"), {"features.2", "features.6"}),
     (dict(overlapping_pooling=False), {"features.3", "features.7", "features.14"}),
     (dict(dropout=0.0), {"classifier.0", "classifier.3"}),
-    (dict(activation="tanh"), {f"features.{i}" for i in (1, 5, 9, 11, 13)} | {"classifier.2",
-                                                                              "classifier.5"}),
+    (dict(activation="tanh"), {"features.1", "features.5", "features.9", "features.11", "features.13",
+                               "classifier.2", "classifier.5"}),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
 def test_switches_of_the_network_change_their_places_only(options, places):
     "And the same seed draws the same first weights."
@@ -135,7 +136,8 @@ def test_towers_divide_three_convolutions_and_the_normalisations():
     base, ours = slots(), slots(towers=2)
     for i in (4, 10, 12):
         assert ours[f"features.{i}"] == base[f"features.{i}"].removesuffix(")") + ", groups=2)"
-    assert {place for place in base if base[place] != ours[place]} - {"features.2", "features.6"} == {"features.4", "features.10", "features.12"}
+    changed = {place for place in base if base[place] != ours[place]}
+    assert changed - {"features.2", "features.6"} == {"features.4", "features.10", "features.12"}
     with torch.device("meta"): assert [AlexNet(towers=2).features[i].groups for i in (2, 6)] == [2, 2]
 
 
@@ -144,7 +146,7 @@ def test_towers_divide_three_convolutions_and_the_normalisations():
 ITEMS = drawings(12, seed=3)
 PAPER = paper_recipe(227, *colour_statistics(ITEMS))
 CHANCES = [augmentation(42, 1, i) for i in range(12)]
-WITHOUT = [dict(zip(("flip", "crop", "colour"), on)) for on in product((True, False), repeat=3)]
+WITHOUT = [dict(zip(("flip", "crop", "colour"), on, strict=True)) for on in product((True, False), repeat=3)]
 
 
 def recipe_with(flip: bool, crop: bool, colour: bool, base=PAPER):
@@ -166,8 +168,8 @@ def test_both_data_paths_know_the_switches(on, base):
                                   for i in range(len(ITEMS))])
         assert torch.equal(prepare_batch(stack_pixels(ITEMS, 1 << 20), recipe, chances), one_by_one)
         if chances is None:
-            assert torch.equal(one_by_one, torch.stack([prepare(ITEMS[i], base)
-                                                        for i in range(len(ITEMS))])), "switches act on chance only"
+            without_switches = torch.stack([prepare(ITEMS[i], base) for i in range(len(ITEMS))])
+            assert torch.equal(one_by_one, without_switches), "switches act on chance only"
 
 
 def test_each_switch_undoes_its_own_chance():
@@ -196,12 +198,12 @@ def test_loaders_know_the_switches(on, base):
         batches.epoch = 2
         loader = (DeviceLoader(stack_pixels(ITEMS, 1 << 20), ITEMS.labels, r, batches, 42) if device
                   else make_loader(PreparedImages(ITEMS, r, 42), batches))
-        given.append([torch.cat(parts) for parts in zip(*loader)])
+        given.append([torch.cat(parts) for parts in zip(*loader, strict=True)])
     for a, b in zip(*given[:2], strict=True): assert torch.equal(a, b)
     assert torch.equal(given[1][2], given[2][2]) and torch.equal(given[1][1], given[2][1])
     crops, tints = base.short_side is not None, base.colour is not None
-    assert torch.equal(given[1][0], given[2][0]) == (on["flip"] and (on["crop"] or not crops)
-                                                     and (on["colour"] or not tints))
+    all_on = on["flip"] and (on["crop"] or not crops) and (on["colour"] or not tints)
+    assert torch.equal(given[1][0], given[2][0]) == all_on
 
 
 def test_unit_variance_divides_and_does_nothing_else():
@@ -218,19 +220,19 @@ def test_unit_variance_divides_and_does_nothing_else():
 
 
 def test_no_strength_is_no_colour():
-    assert paper_recipe(227, *colour_statistics(ITEMS), 0.0) == paper_recipe(227, *colour_statistics(ITEMS), 0) == replace(PAPER, colour=None)
-    twice = torch.tensor(paper_recipe(227, *colour_statistics(ITEMS), 0.2).colour)
+    statistics = colour_statistics(ITEMS)
+    for none in (0.0, 0): assert paper_recipe(227, *statistics, none) == replace(PAPER, colour=None)
+    twice = torch.tensor(paper_recipe(227, *statistics, 0.2).colour)
     torch.testing.assert_close(twice, 2 * torch.tensor(PAPER.colour))
 
 
-# ---------------------------------------------------------------- from the config to a run, a checkpoint and
-# back
+# ---------------------------------------------------------------- config, run, checkpoint
 
 def test_defaults_and_their_spelling():
     "The defaults are those of default.yaml, and a config from before the switches means all of them on."
-    cfg = Config()
-    assert (cfg.model.without, cfg.data.flip, cfg.data.crop, cfg.data.colour, cfg.data.unit_variance) == ([],
-        True, True, 0.1, False)
+    cfg, data = Config(), Config().data
+    assert cfg.model.without == []
+    assert (data.flip, data.crop, data.colour, data.unit_variance) == (True, True, 0.1, False)
     assert load_config("default") == cfg and "without: []" in to_yaml(cfg)
     old = cfg.model_dump()
     for section, key in (("model", "without"), ("data", "flip"), ("data", "crop"), ("data", "colour"),
@@ -254,11 +256,11 @@ def test_the_config_makes_the_recipe():
     assert recipe_of("data.recipe=paper", "data.flip=false") == replace(PAPER, flip=False)
     assert recipe_of("data.recipe=paper", "data.crop=false") == replace(PAPER, crop=False)
     assert recipe_of("data.recipe=paper", "data.colour=0") == replace(PAPER, colour=None)
-    assert recipe_of("data.recipe=paper", "data.unit_variance=true") == paper_recipe(227,
-        *colour_statistics(ITEMS), unit_variance=True)
+    assert (recipe_of("data.recipe=paper", "data.unit_variance=true")
+            == paper_recipe(227, *colour_statistics(ITEMS), unit_variance=True))
     assert recipe_of("data.unit_variance=true") == usual_recipe(), "it is of unit variance already, or nearly"
-    assert recipe_of("data.flip=false", "data.crop=false", "data.colour=0") == replace(usual_recipe(),
-                                                                                       flip=False, crop=False)
+    assert (recipe_of("data.flip=false", "data.crop=false", "data.colour=0")
+            == replace(usual_recipe(), flip=False, crop=False))
 
 
 def test_a_recipe_in_a_checkpoint():
@@ -275,8 +277,8 @@ def test_a_file_of_weights_tells_what_is_left_out(gone, prefix, tmp_path):
     save_checkpoint(tmp_path / "c.pkl", {"model": {prefix + name: value for name, value in state.items()}})
     checkpoint = read_checkpoint(tmp_path / "c.pkl")
     assert architecture(checkpoint)["without"] == list(gone)
-    assert differences(dict(build_model(checkpoint,
-                                        lacking=Config().model.model_dump()).state_dict()), dict(state)) == []
+    model = build_model(checkpoint, lacking=Config().model.model_dump())
+    assert differences(dict(model.state_dict()), dict(state)) == []
 
 
 def test_a_damaged_file_is_no_network_without_a_layer(tmp_path):
@@ -300,10 +302,11 @@ def test_a_run_carries_the_switches(switched, pictures):
     checkpoint = load(switched / "models" / "alexnet_final.pkl")
     assert (checkpoint["config"]["model"]["without"] == ["conv4"]
             and "features.10.weight" not in checkpoint["model"])
-    assert (checkpoint["recipe"]["flip"], checkpoint["recipe"]["crop"], checkpoint["recipe"]["colour"]) == (False, False, None)
+    recipe = checkpoint["recipe"]
+    assert (recipe["flip"], recipe["crop"], recipe["colour"]) == (False, False, None)
     assert not any(checkpoint["config"]["data"][key] for key in ("flip", "crop", "colour"))
-    classifier = engine_predict_command.load_classifier(switched / "models" / "alexnet_final.pkl",
-                                                        torch.device("cpu"))
+    final = switched / "models" / "alexnet_final.pkl"
+    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"))
     answer = inference.predict(classifier, open_rgb(pictures / "000.png"))
     assert len(answer) == 10 and answer.sum().item() == pytest.approx(1, abs=1e-5)
 
@@ -339,34 +342,36 @@ def test_a_run_from_before_the_switches_goes_on(tmp_path, no_panels, capsys):
         for key in keys: del part[key]
     torch.save(checkpoint, path)
     for name in ("new", "old"):
-        assert train.main(["--resume", str(tmp_path / name / "models" / "alexnet_final.pkl"), *tiny(tmp_path / name, data__recipe="paper")]) == 0
+        final = tmp_path / name / "models" / "alexnet_final.pkl"
+        assert train.main(["--resume", str(final), *tiny(tmp_path / name, data__recipe="paper")]) == 0
     a, b = (load(tmp_path / name / "models" / "alexnet_final.pkl") for name in ("new", "old"))
     assert differences(a, b, but=("progress.seconds", "config.paths")) == []
 
 
 def first_steps(*texts, steps: int = 3) -> tuple[dict, list[float]]:
     "Weights and losses after a few steps of a tiny run."
-    run = engine_setup.start(load_config(None, [text for text in settings_of(*texts)]))
+    run = engine_setup.start(load_config(None, settings_of(*texts)))
     losses = []
-    for _, (x, y, _) in zip(range(steps), run.train):
+    for x, y, _ in islice(run.train, steps):
         losses.append(one_step(run, x, y)[0].item())
         run.progress.step += 1
+    assert len(losses) == steps
     return dict(run.model.state_dict()), losses
 
 
 def settings_of(*texts) -> list[str]:
     "A tiny run's `section.key=value` texts, and these."
     small = {"model.width": THIN, "training.batch_size": 4, "training.warmup_steps": 2,
-             "data.dataset": "drawings", "data.train_images": 16,
-             "data.val_images": 10, "data.test_images": 10, "data.recipe": "paper", "device.use_cuda": False,
-             "device.precision": "fp32", "device.reuse_memory": False}
+             "data.dataset": "drawings", "data.recipe": "paper",
+             "data.train_images": 16, "data.val_images": 10, "data.test_images": 10,
+             "device.use_cuda": False, "device.precision": "fp32", "device.reuse_memory": False}
     return settings(small)[1::2] + list(texts)
 
 
 def test_defaults_spelt_out_change_no_bit():
-    plain, spelt = first_steps(), first_steps("model.without=[]", "data.flip=true", "data.crop=true",
-                                              "data.colour=0.1", "data.unit_variance=false")
-    assert differences(plain, spelt) == []
+    defaults = ("model.without=[]", "data.flip=true", "data.crop=true", "data.colour=0.1",
+                "data.unit_variance=false")
+    assert differences(first_steps(), first_steps(*defaults)) == []
 
 
 @pytest.mark.parametrize("arm", [arm for arm in EXPERIMENTS["ablations"]["cpu"].arms if arm != "base"])

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,14 @@ from common import class_folders, snapshot
 # of 1 %.
 RACE = claims_plans.Experiment("convnet", (80, 0),
                                dict(crops=False, decay=False, batch_size=16, until=0.01, epochs=4),
-                    claims_plans.rate_arms("19pct", 8, (.001, .002), (.001, .002)), (0, 1), "a rule", race=2)
+                               claims_plans.rate_arms("19pct", 8, (.001, .002), (.001, .002)),
+                               (0, 1), "a rule", race=2)
 STAGES = [[[1, 2, 3, 4], 2, .001], [[1, 2, 3, 4, 5], 1, .0001]]
 PAIR = claims_plans.Experiment("convnet", (80, 30),
                                dict(side=8, activation="relu", crops=True, decay=True, batch_size=16,
                                     stages=STAGES),
-                    {"13pct": dict(net="13pct"), "11pct": dict(net="11pct", seeds=[0])}, (0, 1), "a rule")
+                               {"13pct": dict(net="13pct"), "11pct": dict(net="11pct", seeds=[0])},
+                               (0, 1), "a rule")
 _TINY = claims_plans.EXPERIMENTS["ablations"]["tiny"]
 ALEXNET = replace(_TINY, images=(24, 10), base=_TINY.base | {"device.use_cuda": False},
                   arms={name: _TINY.arms[name] for name in ("no dropout", "two towers")})
@@ -72,9 +75,9 @@ def errors(trial: dict) -> list[float]: return [epoch["error"] for epoch in tria
 
 def trial(*errors: float, arm: str = "relu 0.001", seed: int = 0, stopped: str | None = "2 epochs") -> dict:
     "A made-up record."
-    return claims_plans.new_trial(arm, seed) | dict(epochs=[dict(loss=1.0, error=e, seconds=1.0)
-                                                            for e in errors], stopped=stopped,
-                                                    finished=stopped is not None)
+    epochs = [dict(loss=1.0, error=e, seconds=1.0) for e in errors]
+    return (claims_plans.new_trial(arm, seed)
+            | dict(epochs=epochs, stopped=stopped, finished=stopped is not None))
 
 
 # --- the tables
@@ -108,13 +111,13 @@ def test_figure_1_is_unregularised_and_each_side_has_its_grid():
         for act in ("relu", "tanh"):
             grid = [a["rate"] for a in e.arms.values() if a["activation"] == act and a["net"] == "13pct"]
             assert (len(grid) == rates and grid == sorted(grid)
-                    and all(math.isclose(b, 2 * a) for a, b in zip(grid, grid[1:])))
-        assert {(a["net"], a["side"]) for a in e.arms.values()} == ({("13pct", 24), ("19pct", 32)}
-                                                                    if scale == "full" else {("13pct", 24)})
+                    and all(math.isclose(b, 2 * a) for a, b in pairwise(grid)))
+        sizes = {("13pct", 24), ("19pct", 32)} if scale == "full" else {("13pct", 24)}
+        assert {(a["net"], a["side"]) for a in e.arms.values()} == sizes
 
 
 def test_lrn_arms_have_equal_training_or_the_authors():
-    lengths = lambda e: {arm: claims_plans.full_length(e, arm) for arm in e.arms}
+    def lengths(e): return {arm: claims_plans.full_length(e, arm) for arm in e.arms}
     cpu, full = (claims_plans.EXPERIMENTS["lrn_13_to_11"][scale] for scale in ("cpu", "full"))
     assert lengths(cpu) == {"13pct": 20, "11pct_first": 20, "11pct": 20} and "20 epochs" in cpu.shortened
     rates = [rate for _, rate in claims_plans.rates_by_epoch(claims_plans.settings(cpu, "11pct"))]
@@ -123,13 +126,12 @@ def test_lrn_arms_have_equal_training_or_the_authors():
                              "11pct, 160 epochs": 160}
     for e in (cpu, full):
         for arm in e.arms:
-            assert (claims_plans.settings(e, arm)["net"] in NETS and claims_plans.settings(e, arm)["crops"]
-                    and claims_plans.settings(e, arm)["decay"])
-    assert claims_plans.rates_by_epoch(claims_plans.settings(full, "13pct"))[99:101] == [((1, 2, 3, 4), 1e-3),
-        ((1, 2, 3, 4, 5), 1e-3)]
-    assert [(a, s) for a, s, _ in claims_plans.plan(cpu, [])] == [("13pct", 0), ("11pct_first", 0),
-                                                                  ("11pct", 0), ("13pct", 1),
-                                                                  ("11pct_first", 1)]
+            own = claims_plans.settings(e, arm)
+            assert own["net"] in NETS and own["crops"] and own["decay"]
+    around = claims_plans.rates_by_epoch(claims_plans.settings(full, "13pct"))[99:101]
+    assert around == [((1, 2, 3, 4), 1e-3), ((1, 2, 3, 4, 5), 1e-3)]
+    order = [(a, s) for a, s, _ in claims_plans.plan(cpu, [])]
+    assert order == [("13pct", 0), ("11pct_first", 0), ("11pct", 0), ("13pct", 1), ("11pct_first", 1)]
 
 
 # --- the rule and the order
@@ -168,13 +170,14 @@ def test_rule_waits_for_every_first_run_and_looks_no_further():
 
 def test_edge_of_the_grid():
     e = replace(RACE, arms=claims_plans.rate_arms("19pct", 8, (.1, .2, .3), (.1,)))
-    runs = lambda best: [trial(.5, .4 - .1 * (rate == best), arm=f"relu {rate}") for rate in (.1, .2, .3)] + [trial(.5, .5, arm="tanh 0.1")]
-    assert [claims_plans.choose(e, runs(best))["relu"]["at_edge"] for best in (.1, .2, .3)] == [True, False,
-                                                                                                True]
+    for best, at_edge in ((.1, True), (.2, False), (.3, True)):
+        relu = [trial(.5, .4 - .1 * (rate == best), arm=f"relu {rate}") for rate in (.1, .2, .3)]
+        found = claims_plans.choose(e, [*relu, trial(.5, .5, arm="tanh 0.1")])
+        assert found["relu"]["at_edge"] == at_edge, best
 
 
-@pytest.mark.parametrize("name, scale", [(n, s) for n in claims_plans.EXPERIMENTS for s in ("tiny", "cpu",
-                                                                                            "full")])
+@pytest.mark.parametrize("name, scale", [(n, s) for n in claims_plans.EXPERIMENTS
+                                         for s in ("tiny", "cpu", "full")])
 def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
     e, trials, order = claims_plans.EXPERIMENTS[name][scale], [], []
     while task := claims_plans.next_trial(e, trials):
@@ -200,11 +203,11 @@ def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
 @pytest.mark.parametrize("name", ["race", "pair"])
 def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatch, name):
     assert run(name, file="whole.json", folder="a") == 0
-    sessions = 0
-    monkeypatch.setattr(claims_experiment, "_note",
-                        lambda lab, note=claims_experiment._note: (note(lab),
-                                                                   setattr(lab.flag, "signal",
-                                                                           signal.SIGTERM)))
+    sessions, note = 0, claims_experiment._note
+    def note_and_stop(lab):
+        note(lab)
+        lab.flag.signal = signal.SIGTERM
+    monkeypatch.setattr(claims_experiment, "_note", note_and_stop)
     while (code := run(name, file="cut.json", folder="b")) != 0:
         assert code == 143
         sessions += 1
@@ -222,8 +225,8 @@ def test_stopped_after_any_epoch_goes_on_with_the_same_numbers(known, monkeypatc
 @pytest.mark.parametrize("where", ["before the state", "between state and results", "while testing"])
 def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where):
     assert run("pair", "--seeds", "1", file="whole.json", folder="a") == 0
-    name = {"before the state": "save_checkpoint", "between state and results": "_note",
-            "while testing": "view_probabilities"}[where]
+    name, epochs = {"before the state": ("save_checkpoint", 1), "between state and results": ("_note", 1),
+                    "while testing": ("view_probabilities", 3)}[where]
     module = claims_experiment.small_nets if where == "while testing" else claims_experiment
     real, calls = getattr(module, name), 0
 
@@ -237,9 +240,7 @@ def test_killed_anywhere_goes_on_with_the_same_numbers(known, monkeypatch, where
         m.setattr(module, name, die_the_second_time)
         assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 130
     before = read("cut.json")["trials"][0]
-    assert not before["finished"] and len(before["epochs"]) == {"before the state": 1,
-                                                                "between state and results": 1,
-                                                                "while testing": 3}[where]
+    assert not before["finished"] and len(before["epochs"]) == epochs
     assert run("pair", "--seeds", "1", file="cut.json", folder="b") == 0
     assert read("cut.json") == read("whole.json")
 
@@ -250,8 +251,9 @@ def test_minutes_and_more_seeds(known):
     first = copy.deepcopy(read()["trials"])
     assert run("pair", "--seeds", "0", "3", "3") == 0
     trials = read()["trials"]
-    assert trials[:2] == first and [(t["arm"], t["seed"]) for t in trials] == [("13pct", 0), ("11pct", 0),
-                                                                               ("13pct", 3), ("11pct", 3)]
+    assert trials[:2] == first
+    assert ([(t["arm"], t["seed"]) for t in trials]
+            == [("13pct", 0), ("11pct", 0), ("13pct", 3), ("11pct", 3)])
     assert errors(trials[0]) != errors(trials[2]), "another seed, other weights and crops"
     assert read()["command"] == "alexnet_experiment pair --scale tiny --seeds 0 3 3"
 
@@ -282,13 +284,16 @@ def test_alexnet_stops_within_an_epoch_and_goes_on(known, no_panels, monkeypatch
             assert len(codes) < 30, "every session must get further"
             for t in read("cut.json")["trials"] if Path("cut.json").exists() else []:
                 left.append((t["finished"], bool(list(Path("b").rglob(f"{t['arm'][:2]}*/**/*.pkl")))))
-    assert (False, True) in left and (True, True) not in left, "checkpoints of a trial are there while it runs, and gone once it is finished"
+    assert (False, True) in left, "checkpoints of a trial are there while it runs"
+    assert (True, True) not in left, "and gone once it is finished"
     assert set(codes) == {130, 0} and len(codes) > 3
     whole, cut = read("whole.json"), read("cut.json")
     assert cut == whole
-    assert not list(Path("b").rglob("*.pkl")) and list(Path("b").rglob("steps.jsonl")), "checkpoints go, logs stay"
+    assert not list(Path("b").rglob("*.pkl")), "checkpoints go"
+    assert list(Path("b").rglob("steps.jsonl")), "logs stay"
     single, double = cut["trials"]
-    assert single["parameters"] > double["parameters"] and single["macs"] > double["macs"], "two towers have fewer connections"
+    assert single["parameters"] > double["parameters"], "two towers have fewer connections"
+    assert single["macs"] > double["macs"]
     for t in cut["trials"]:
         assert (t["stopped"] == "2 epochs" and all(0 <= e["val_error"] <= 1 for e in t["epochs"])
                 and t["choices"]["precision"] in ("fp32", "bf16"))
@@ -301,9 +306,9 @@ def test_results_file(known, capsys):
     assert run("pair") == 0
     results, text = read(clock=True), Path("r.json").read_text()
     assert str(Path.cwd()) not in text and str(Path.home()) not in text
-    assert {k: results[k] for k in ("experiment", "scale", "data", "images", "rule", "chosen", "race")} == dict(
-        experiment="pair", scale="tiny", data="drawings", images=dict(training=80,
-                                                                      test=30), rule="a rule", chosen={}, race=0)
+    expected = dict(experiment="pair", scale="tiny", data="drawings", images=dict(training=80, test=30),
+                    rule="a rule", chosen={}, race=0)
+    assert {k: results[k] for k in expected} == expected
     assert (results["arms"] == {"13pct": {"net": "13pct"}, "11pct": {"net": "11pct", "seeds": [0]}}
             and results["base"]["stages"] == STAGES)
     assert (results["device"].startswith("cpu") and results["threads"] == torch.get_num_threads()
@@ -347,11 +352,11 @@ def test_a_second_run_on_the_folder_is_refused(known, capsys):
 
 
 def test_default_place(monkeypatch):
-    assert claims_experiment._default_file("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
+    place = claims_experiment._default_file
+    assert place("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
     Path("nbs/results").mkdir(parents=True)
-    assert claims_experiment._default_file("ablations", "cpu") == Path("nbs/results/ablations.json")
-    assert "nbs" not in claims_experiment._default_file("ablations",
-                                                        "tiny").parts, "drawings must not pass for results"
+    assert place("ablations", "cpu") == Path("nbs/results/ablations.json")
+    assert "nbs" not in place("ablations", "tiny").parts, "drawings must not pass for results"
 
 
 # --- refusals
@@ -377,7 +382,8 @@ def test_other_refusals(known, capsys):
         assert run("pair") == 2 and "r.json" in capsys.readouterr().err and Path("r.json").read_text() == text
     Path("r.json").unlink()
     Path("states/pair-tiny").mkdir(parents=True)
-    Path("states/pair-tiny/identity.json").write_text(json.dumps(claims_experiment._identity("pair", "tiny", "drawings") | {"base": {}}))
+    other = claims_experiment._identity("pair", "tiny", "drawings") | {"base": {}}
+    Path("states/pair-tiny/identity.json").write_text(json.dumps(other))
     assert run("pair") == 2 and "identity.json" in capsys.readouterr().err and not Path("r.json").exists()
     for argv in (["--minutes", "0"], ["--minutes", "nan"], ["--seeds", "1", "-1"]):
         assert run("pair", *argv, folder="other") == 2
@@ -388,7 +394,7 @@ def test_other_refusals(known, capsys):
 
 def test_data_that_is_too_little_or_of_another_size(capsys):
     class_folders(Path("few"))
-    assert claims_experiment.main(["relu_vs_tanh", "--scale", "cpu", "--data", "few", "--results", "r.json", "--output", "states"]) == 2
+    assert run("relu_vs_tanh", "--scale", "cpu", "--data", "few") == 2
     assert ("has 40 training images, the experiment takes 50000" in capsys.readouterr().err
             and not Path("r.json").exists() and not Path("states").exists())
     with pytest.raises(InputError, match="32 x 32"):
@@ -403,7 +409,8 @@ def test_data_is_named_and_put_in_one_order():
     one, two = (claims_experiment._load_pictures(root, True, 40, torch.device("cpu")) for _ in range(2))
     assert (torch.equal(one.pixels, two.pixels) and torch.equal(one.labels, two.labels)
             and one.pixels.dtype == torch.uint8)
-    assert sorted(one.labels.tolist()) == sorted(list(range(10)) * 4) and len(set(one.labels[:10].tolist())) > 4, "folders are sorted by class; this order is not"
+    assert sorted(one.labels.tolist()) == sorted(list(range(10)) * 4)
+    assert len(set(one.labels[:10].tolist())) > 4, "folders are sorted by class; this order is not"
     picture = np.asarray(Image.open(root / "train" / CLASSES[int(one.labels[0])] / "0.png"))
     assert any(np.array_equal(one.pixels[i].permute(1, 2, 0).numpy(), picture) for i in range(40)
                if one.labels[i] == one.labels[0])
@@ -433,9 +440,8 @@ def test_list_runs_nothing(known, monkeypatch, capsys):
 # --- divergence
 
 def test_divergence_is_recorded_and_the_experiment_goes_on(monkeypatch):
-    monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild",
-                        {"tiny": replace(RACE,
-                                         arms=claims_plans.rate_arms("19pct", 8, (1e38, .001), (1e38,)))})
+    wild = replace(RACE, arms=claims_plans.rate_arms("19pct", 8, (1e38, .001), (1e38,)))
+    monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild", {"tiny": wild})
     assert run("wild") == 0
     results = read()
     stopped = {(t["arm"], t["seed"]): t["stopped"] for t in results["trials"]}
@@ -446,8 +452,8 @@ def test_divergence_is_recorded_and_the_experiment_goes_on(monkeypatch):
 
 
 def test_alexnet_that_diverges(no_panels, monkeypatch):
-    wild = replace(ALEXNET, base=ALEXNET.base | {"training.learning_rate": 1e30, "training.num_epochs": 1,
-                                                 "views": 1}, arms={"base": {}})
+    changes = {"training.learning_rate": 1e30, "training.num_epochs": 1, "views": 1}
+    wild = replace(ALEXNET, base=ALEXNET.base | changes, arms={"base": {}})
     monkeypatch.setitem(claims_plans.EXPERIMENTS, "wild", {"tiny": wild})
     assert run("wild") == 0
     only, = read()["trials"]
@@ -483,8 +489,8 @@ def test_relu_is_sooner_than_tanh_with_every_seed(figure_1):
 def test_figure_1_follows_its_own_rule(figure_1):
     e, race = claims_plans.EXPERIMENTS["relu_vs_tanh"]["tiny"], figure_1["race"]
     for family, choice in figure_1["chosen"].items():
-        after = {arm: errors(claims_plans.find_trial(figure_1["trials"], arm, 0))[race - 1] for arm in e.arms
-                 if arm.startswith(family)}
+        after = {arm: errors(claims_plans.find_trial(figure_1["trials"], arm, 0))[race - 1]
+                 for arm in e.arms if arm.startswith(family)}
         assert choice["arm"] == min(after, key=after.get) and not choice["reached"]
     assert ([(t["arm"], t["seed"]) for t in figure_1["trials"][:4]] == [(arm, 0) for arm in e.arms]
             and len(figure_1["trials"]) == 8)
@@ -492,8 +498,8 @@ def test_figure_1_follows_its_own_rule(figure_1):
 
 def test_every_setting_of_an_arm_is_obeyed(known):
     def loss(**changes):
-        claims_plans.EXPERIMENTS["pair"]["tiny"] = replace(PAIR, base=PAIR.base | changes,
-                                                           arms={"13pct": dict(net="13pct")})
+        changed = replace(PAIR, base=PAIR.base | changes, arms={"13pct": dict(net="13pct")})
+        claims_plans.EXPERIMENTS["pair"]["tiny"] = changed
         name = f"run {len(list(Path().glob('*.json')))}"
         assert run("pair", "--seeds", "0", file=f"{name}.json", folder=name) == 0
         return [e["loss"] for e in read(f"{name}.json")["trials"][0]["epochs"]]
@@ -502,24 +508,28 @@ def test_every_setting_of_an_arm_is_obeyed(known):
     for changes in (dict(crops=False), dict(decay=False), dict(activation="tanh"), dict(batch_size=8)):
         assert loss(**changes) != base, changes
     later = loss(stages=[STAGES[0], [[1, 2, 3, 4, 5], 1, .01]])
-    assert later[:2] == base[:2] and later[2] != base[2], "the rate of the last stage is that of the last stage"
+    assert later[:2] == base[:2], "the rate of the last stage is not that of the stages before"
+    assert later[2] != base[2], "but of the last stage"
     fourth = loss(stages=[[[1, 2, 3, 4, 5], 2, .001], STAGES[1]])
     assert fourth[0] != base[0], "a stage may leave out a batch"
 
 
 def test_biases_learn_twice_as_fast_as_weights_at_first(known, monkeypatch):
-    seen = []
-    monkeypatch.setattr(claims_experiment.small_nets, "net_optimizer",
-                        lambda net, rate, bias_rate, decay, make=claims_experiment.small_nets.net_optimizer: seen.append((rate, bias_rate, decay)) or make(net, rate, bias_rate, decay=decay))
+    seen, make = [], claims_experiment.small_nets.net_optimizer
+    def noting(net, rate, bias_rate, decay):
+        seen.append((rate, bias_rate, decay))
+        return make(net, rate, bias_rate, decay=decay)
+    monkeypatch.setattr(claims_experiment.small_nets, "net_optimizer", noting)
     assert run("race", "--seeds", "0") == 0 and run("pair", "--seeds", "0", file="p.json") == 0
     assert seen[:2] == [(.001, .002, False), (.002, .004, False)] and set(seen[-2:]) == {(.001, .002, True)}
 
 
 def test_crops_depend_on_seed_and_epoch(known, monkeypatch):
-    seen = []
-    monkeypatch.setattr(claims_experiment.small_nets, "chances",
-                        lambda *numbers, draw=claims_experiment.small_nets.chances: seen.append(numbers)
-                        or draw(*numbers))
+    seen, draw = [], claims_experiment.small_nets.chances
+    def noting(*numbers):
+        seen.append(numbers)
+        return draw(*numbers)
+    monkeypatch.setattr(claims_experiment.small_nets, "chances", noting)
     assert run("pair") == 0
-    assert seen == [(seed, epoch, 80, 8) for seed in (0, 0, 1)
-                    for epoch in range(3)], "crops do not depend on the arm"
+    every = [(seed, epoch, 80, 8) for seed in (0, 0, 1) for epoch in range(3)]
+    assert seen == every, "crops do not depend on the arm"

@@ -41,11 +41,12 @@ def noise(n, seed=0) -> torch.Tensor:
 # sizes
 
 @pytest.mark.parametrize("name, parameters, macs",
-                         [("80sec", 145_578, 12_354_176), ("19pct", 89_578, 12_298_240),
+                         [("80sec", 145_578, 12_354_176),
+                          ("19pct", 89_578, 12_298_240),
                           ("18pct", 89_578, 12_298_240),
-                                                    ("13pct", 1_116_490, 18_517_248),
-                                                    ("11pct_first", 1_116_490, 18_517_248),
-                                                    ("11pct", 2_112_970, 19_512_576)])
+                          ("13pct", 1_116_490, 18_517_248),
+                          ("11pct_first", 1_116_490, 18_517_248),
+                          ("11pct", 2_112_970, 19_512_576)])
 def test_counts(name, parameters, macs):
     net = build_net(name)
     rows = net_table(net, NETS[name].side)
@@ -56,24 +57,25 @@ def test_counts(name, parameters, macs):
 def test_every_layer_of_the_13_per_cent_network():
     rows = {r.name: r for r in net_table(build_net("13pct"), 24)}
     assert [r.params for r in rows.values() if r.params] == [4_864, 102_464, 664_704, 332_928, 11_530]
-    assert [rows[name].output for name in ("conv1", "pool1", "pool2", "local4", "fc10")] == [(64, 24, 24),
-        (64, 12, 12), (64, 6, 6), (32, 6, 6), (10,)]
-    assert [rows[name].field for name in ("conv1", "pool1", "conv2", "pool2", "local3", "fc10")] == [5, 7, 15,
-        19, 27, None]
+    outputs = {"conv1": (64, 24, 24), "pool1": (64, 12, 12), "pool2": (64, 6, 6), "local4": (32, 6, 6),
+               "fc10": (10,)}
+    assert {name: rows[name].output for name in outputs} == outputs
+    fields = {"conv1": 5, "pool1": 7, "conv2": 15, "pool2": 19, "local3": 27, "fc10": None}
+    assert {name: rows[name].field for name in fields} == fields
 
 
 def test_poolings_round_up():
-    sides = [r.output[-1] for r in net_table(build_net("19pct"), 32) if r.name.startswith("pool")]
-    assert sides == [16, 8, 4]
-    assert [r.output[-1] for r in net_table(build_net("13pct",
-                                                      side=32), 32) if r.name.startswith("pool")] == [16, 8]
+    for net, sides in ((build_net("19pct"), [16, 8, 4]), (build_net("13pct", side=32), [16, 8])):
+        assert [r.output[-1] for r in net_table(net, 32) if r.name.startswith("pool")] == sides
 
 
 def test_the_first_11_differs_by_two_normalisations_and_the_schedule():
-    ours = [(l.kind, l.maps, l.std, l.decay, [s for s in l.then if isinstance(s, str)])
-            for l in NETS["11pct_first"].layers]
-    assert ours == [(l.kind, l.maps, l.std, l.decay, list(l.then)) for l in NETS["13pct"].layers]
-    assert [s for l in NETS["11pct_first"].layers for s in l.then if not isinstance(s, str)] == [("across", 5, .001)] * 2
+    first, plain = NETS["11pct_first"].layers, NETS["13pct"].layers
+    ours = [(layer.kind, layer.maps, layer.std, layer.decay, [s for s in layer.then if isinstance(s, str)])
+            for layer in first]
+    assert ours == [(layer.kind, layer.maps, layer.std, layer.decay, list(layer.then)) for layer in plain]
+    more = [s for layer in first for s in layer.then if not isinstance(s, str)]
+    assert more == [("across", 5, .001)] * 2
 
 
 def test_schedules():
@@ -106,12 +108,12 @@ def means(x):
 
 
 def within(x):
-    return x / (1 + 5e-5 / 9 * F.conv2d(x**2, torch.ones(x.shape[1], 1, 3, 3).to(x), padding=1,
-                                        groups=x.shape[1])) ** .75
+    ones = torch.ones(x.shape[1], 1, 3, 3).to(x)
+    return x / (1 + 5e-5 / 9 * F.conv2d(x**2, ones, padding=1, groups=x.shape[1])) ** .75
 
 
 def written_out(name, net, x, act):
-    conv = lambda x, part: F.conv2d(x, part.weight, part.bias, padding=2)
+    def conv(x, part): return F.conv2d(x, part.weight, part.bias, padding=2)
     if name in ("80sec", "19pct", "18pct"):
         norm = within if name == "18pct" else lambda x: x
         x = norm(act(maxima(conv(x, net.conv1))))
@@ -119,7 +121,7 @@ def written_out(name, net, x, act):
         x = means(act(conv(x, net.conv3))).flatten(1)
         if name == "80sec": x = act(net.fc64(x))
         return net.fc10(x)
-    across = lambda n: nn.LocalResponseNorm(n, alpha=.001, beta=.75, k=1.)
+    def across(n): return nn.LocalResponseNorm(n, alpha=.001, beta=.75, k=1.)
     if name == "13pct": x = maxima(act(conv(maxima(act(conv(x, net.conv1))), net.conv2)))
     elif name == "11pct_first":
         x = maxima(across(5)(act(conv(maxima(across(5)(act(conv(x, net.conv1)))), net.conv2))))
@@ -136,8 +138,9 @@ def test_the_network_is_what_its_table_says(name, activation):
     x = numbers(2, 3, 16, 16, scale=30)
     y, ours = written_out(name, net, x, getattr(torch, activation)), net(x)
     torch.testing.assert_close(ours, y, rtol=1e-9, atol=1e-9)
-    for a, b in zip(*(torch.autograd.grad(F.cross_entropy(out, torch.tensor([3, 7])), [*net.parameters()])
-                      for out in (ours, y))):
+    gradients = [torch.autograd.grad(F.cross_entropy(out, torch.tensor([3, 7])), [*net.parameters()])
+                 for out in (ours, y)]
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9 * b.abs().max().item())
     other = "tanh" if activation == "relu" else "relu"
     assert (y - written_out(name, net, x, getattr(torch, other))).abs().max() > 1e-3 * y.abs().max()
@@ -178,8 +181,8 @@ def test_local_gives_each_position_its_own_kernel():
     for p in range(16):                     # position p listens to its own weights alone
         layer.zero_grad()
         layer(x).flatten(2)[..., p].sum().backward()
-        assert layer.weight.grad.abs().sum((1,
-                                            2)).nonzero().flatten().tolist() == [p] == layer.bias.grad.abs().sum(1).nonzero().flatten().tolist()
+        for sums in (layer.weight.grad.abs().sum((1, 2)), layer.bias.grad.abs().sum(1)):
+            assert sums.nonzero().flatten().tolist() == [p]
 
 
 def test_local_refuses_another_size():
@@ -201,21 +204,28 @@ def test_normalisation_within_a_map(n):
 
 # weights
 
+def same_weights(net, *others) -> bool:
+    "Bit for bit."
+    return all(torch.equal(p, q) for other in others
+               for p, q in zip(net.parameters(), other.parameters(), strict=True))
+
+
 def test_weights():
     before = torch.get_rng_state()
     net, again, other = (build_net("11pct", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    for layer, part in zip(NETS["11pct"].layers, [net.conv1, net.conv2, net.local3, net.local4, net.fc10]):
+    parts = [net.conv1, net.conv2, net.local3, net.local4, net.fc10]
+    for layer, part in zip(NETS["11pct"].layers, parts, strict=True):
         assert abs(part.weight.std() / layer.std - 1) < .05 and not part.bias.any()
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters()))
+    assert same_weights(net, again)
     assert not torch.equal(net.conv1.weight, other.conv1.weight)
-    assert ([l.std for l in NETS["80sec"].layers] == [1e-4, .01, .01, .1, .1]
-            and [l.std for l in NETS["13pct"].layers] == [1e-4, .01, .04, .04, .01])
+    assert ([layer.std for layer in NETS["80sec"].layers] == [1e-4, .01, .01, .1, .1]
+            and [layer.std for layer in NETS["13pct"].layers] == [1e-4, .01, .04, .04, .01])
 
 
 def test_one_seed_one_beginning_for_networks_of_one_shape():
     nets = [build_net("13pct", seed=5), build_net("11pct_first", seed=5), build_net("13pct", "tanh", seed=5)]
-    for p, *others in zip(*(net.parameters() for net in nets)): assert all(torch.equal(p, q) for q in others)
+    assert same_weights(*nets)
 
 
 def test_without_a_seed_weights_follow_torchs_own():
@@ -234,9 +244,11 @@ def test_refused(wrong):
 # learning
 
 def test_groups_of_the_optimizer():
-    for name, decays in (("80sec", [.004, .004, .004, .03, .03]), ("19pct", [.004, .004, .004, 3.]),
+    for name, decays in (("80sec", [.004, .004, .004, .03, .03]),
+                         ("19pct", [.004, .004, .004, 3.]),
                          ("18pct", [.004, .004, .004, 1.]),
-                         ("13pct", [0., 0., .004, .004, .004]), ("11pct_first", [0., 0., .004, .004, .004]),
+                         ("13pct", [0., 0., .004, .004, .004]),
+                         ("11pct_first", [0., 0., .004, .004, .004]),
                          ("11pct", [0., 0., .004, .004, .01])):
         net = build_net(name)
         groups = net_optimizer(net).param_groups
@@ -244,8 +256,8 @@ def test_groups_of_the_optimizer():
                 and [g["lr"] for g in groups] == [.001] * len(decays) + [.002])
         assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in net.parameters()}
         assert not any(g["weight_decay"] for g in net_optimizer(net, decay=False).param_groups)
-    assert [(g["lr"], g["momentum"]) for g in net_optimizer(net, .5, .25,
-                                                            momentum=.8).param_groups] == [(.5, .8)] * 5 + [(.25, .8)]
+    groups = net_optimizer(net, .5, .25, momentum=.8).param_groups
+    assert [(g["lr"], g["momentum"]) for g in groups] == [(.5, .8)] * 5 + [(.25, .8)]
 
 
 def printed_rule(p, g, v, rate, decay):
@@ -266,16 +278,18 @@ def test_the_rule_as_printed_with_a_drop_of_the_rate(carried):
         if carried: change_rate(optimizer, rate)
         else:
             for group in optimizer.param_groups[:-1]: group["lr"] = rate
-        for net in nets: net.zero_grad(); F.cross_entropy(net(x), y).backward()
+        for net in nets:
+            net.zero_grad()
+            F.cross_entropy(net(x), y).backward()
         optimizer.step()
         with torch.no_grad():
-            for (name, part), layer in zip([c for c in nets[1].named_children() if list(c[1].parameters())],
-                                           NETS["80sec"].layers):
-                velocity[name] = printed_rule(part.weight, part.weight.grad, velocity.get(name, 0.), rate,
-                                              layer.decay)
-                velocity[name + "b"] = printed_rule(part.bias, part.bias.grad, velocity.get(name + "b", 0.),
-                                                    .002, 0.)
-    same = [torch.allclose(p, q, rtol=1e-9, atol=1e-13) for p, q in zip(*(net.parameters() for net in nets))]
+            parts = [(name, part) for name, part in nets[1].named_children() if list(part.parameters())]
+            for (name, part), layer in zip(parts, NETS["80sec"].layers, strict=True):
+                for p, key, own, decay in ((part.weight, name, rate, layer.decay),
+                                           (part.bias, name + "b", .002, 0.)):
+                    velocity[key] = printed_rule(p, p.grad, velocity.get(key, 0.), own, decay)
+    same = [torch.allclose(p, q, rtol=1e-9, atol=1e-13)
+            for p, q in zip(*(net.parameters() for net in nets), strict=True)]
     assert all(same) if carried else not all(same)
 
 
@@ -311,8 +325,8 @@ def test_cut():
     x = cut(pixels, mean, 24, luck)
     for i, (top, left, flip) in enumerate(luck.tolist()):
         for r, c in ((0, 0), (5, 9), (23, 23)):
-            assert torch.equal(x[i, :, r, c], pixels[i, :, top + r, left + (23 - c if flip else c)] - mean[:,
-                4 + r, 4 + c])
+            there = pixels[i, :, top + r, left + (23 - c if flip else c)]
+            assert torch.equal(x[i, :, r, c], there - mean[:, 4 + r, 4 + c])
     assert torch.equal(cut(pixels, mean, 24), pixels[..., 4:28, 4:28].float() - mean[..., 4:28, 4:28])
     assert torch.equal(cut(pixels, mean, 32), pixels.float() - mean)
     assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
@@ -323,7 +337,7 @@ def test_ten_views():
     pixels, mean = noise(3), torch.zeros(3, 32, 32)
     views = ten_views(pixels, mean, 24)
     assert views.shape == (10, 3, 3, 24, 24)
-    for view, (r, c) in zip(views, ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4))):
+    for view, (r, c) in zip(views[:5], ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4)), strict=True):
         assert torch.equal(view, pixels[..., r:r + 24, c:c + 24].float())
     assert torch.equal(views[5:], views[:5].flip(-1))
 
@@ -347,7 +361,8 @@ def test_minibatches_never_take_from_two_data_batches():
     parts = claims_small_nets._minibatches(50_000, 128)
     assert len(parts) == 395 and len(claims_small_nets._minibatches(40_000, 128)) == 316
     assert parts[78] == slice(9984, 10_000) and parts[79] == slice(10_000, 10_128)
-    assert [i for part in claims_small_nets._minibatches(20_777, 128) for i in range(part.start, part.stop)] == list(range(20_777))
+    parts = claims_small_nets._minibatches(20_777, 128)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(20_777))
 
 
 @pytest.mark.parametrize("with_luck", [True, False])
@@ -364,7 +379,7 @@ def test_an_epoch_is_a_plain_loop_in_order(with_luck, monkeypatch):
         losses, wrong = losses + loss.item() * (b - a), wrong + (logits.argmax(1) != labels[a:b]).sum().item()
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert result == pytest.approx((losses / 50, wrong / 50), rel=1e-6)
-    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), plain.parameters()))
+    assert same_weights(ours, plain)
 
 
 def test_no_number_is_asked_for_before_the_end(monkeypatch):
@@ -399,14 +414,15 @@ def test_training_goes_on_exactly_from_saved_states():
     net = build_net("13pct", side=8, seed=0)
     optimizer = net_optimizer(net)
     epochs(net, optimizer, range(3))
-    saved = {k: v.clone() for k, v in net.state_dict().items()}, torch.save((optimizer.state_dict()), "o.pt")
+    saved = {k: v.clone() for k, v in net.state_dict().items()}
+    torch.save(optimizer.state_dict(), "o.pt")
     straight = epochs(net, optimizer, [3])
     again = build_net("13pct", side=8, seed=9)
-    again.load_state_dict(saved[0])
+    again.load_state_dict(saved)
     other = net_optimizer(again)
     other.load_state_dict(torch.load("o.pt", weights_only=True))
     assert epochs(again, other, [3]) == straight
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters()))
+    assert same_weights(net, again)
 
 
 @pytest.mark.parametrize("name", ["13pct", "11pct_first"])
@@ -414,11 +430,11 @@ def test_it_learns_drawings_and_not_shuffled_labels(name):
     images = drawings(200, 0)
     pixels, labels = stack_pixels(images, 2**30), torch.from_numpy(images.labels)
     mean, last = mean_image(pixels), {}
-    for what, y in (("true", labels), ("shuffled", labels[torch.randperm(200,
-        generator=torch.Generator().manual_seed(0))])):
+    shuffled = labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    for what, y in (("true", labels), ("shuffled", shuffled)):
         net = build_net(name, side=16, seed=0)
         optimizer = net_optimizer(net)
-        for epoch in range(5): last[what] = train_epoch(net, optimizer, pixels, y, mean, 16, None, 8)[1]
+        for _ in range(5): last[what] = train_epoch(net, optimizer, pixels, y, mean, 16, None, 8)[1]
     assert last["true"] < .45 < .75 < last["shuffled"]
 
 
@@ -426,11 +442,11 @@ def test_it_learns_drawings_and_not_shuffled_labels(name):
 @pytest.mark.parametrize("name", NETS)
 def test_cuda_does_what_the_cpu_does(name, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    net, pixels, labels, mean = build_net(name,
-                                          seed=0), noise(64), torch.arange(64) % 10, mean_image(noise(64))
-    there = build_net(name, seed=0).cuda()
+    net, there = build_net(name, seed=0), build_net(name, seed=0).cuda()
+    pixels, _, mean = given = noise(64), torch.arange(64) % 10, mean_image(noise(64))
     side, luck = NETS[name].side, chances(0, 0, 64, NETS[name].side)
-    here = train_epoch(net, net_optimizer(net), pixels, labels, mean, side, luck, 16)
-    assert train_epoch(there, net_optimizer(there), pixels.cuda(), labels.cuda(), mean.cuda(), side, luck, 16) == pytest.approx(here, rel=1e-3)
+    here = train_epoch(net, net_optimizer(net), *given, side, luck, 16)
+    ours = train_epoch(there, net_optimizer(there), *(t.cuda() for t in given), side, luck, 16)
+    assert ours == pytest.approx(here, rel=1e-3)
     p = view_probabilities(there, pixels.cuda(), mean.cuda(), side)
     torch.testing.assert_close(p.cpu(), view_probabilities(net, pixels, mean, side), rtol=1e-2, atol=1e-3)

@@ -94,7 +94,7 @@ def test_training_steps_equal_those_of_one_piece(dtype):
     start = copy.deepcopy(one.state_dict())
     for _ in range(8):
         losses = []
-        for net, optimiser in zip((one, two), optimisers):
+        for net, optimiser in zip((one, two), optimisers, strict=True):
             optimiser.zero_grad()
             loss = F.cross_entropy(net(x), y)
             loss.backward()
@@ -114,10 +114,9 @@ def test_both_towers_read_the_same_dropped_numbers():
     for place in ("before", "after"):
         _, two = networks(torch.float32, dropout=0.5, dropout_place=place, width=0.1)
         heard = {}
+        def hear(key, heard=heard): return lambda m, args, out: heard.update({key: args[0]})
         for number, tower in enumerate(two.train().towers):
-            for layer in (1, 4, 6):
-                tower.classifier[layer].register_forward_hook(lambda m, args, out, key=(number,
-                    layer): heard.update({key: args[0]}))
+            for layer in (1, 4, 6): tower.classifier[layer].register_forward_hook(hear((number, layer)))
         two(batch(two, torch.float32)[0])
         for layer in (1, 4, 6): assert torch.equal(heard[0, layer], heard[1, layer])
         assert not torch.equal(two(batch(two, torch.float32)[0]), two(batch(two, torch.float32)[0]))
@@ -165,13 +164,12 @@ def test_pretended_devices_are_never_mixed():
             assert {str(t.device) for p in tower.parameters() for t in (p, p.grad)} == {f"meta:{number}"}
         with pytest.raises(RuntimeError, match="same device"):
             two.towers[0].features[0].bias + two.towers[1].features[0].bias
-    with fake.FakeTensorMode(), mock.patch("torch.cuda.device_count",
-                                           return_value=2), mock.patch("alexnet_nb.lrn._triton_works",
-                                                                       return_value=False):
+    with (fake.FakeTensorMode(), mock.patch("torch.cuda.device_count", return_value=2),
+          mock.patch("alexnet_nb.lrn._triton_works", return_value=False)):
         with torch.device("meta"): model = AlexNet(1000, towers=2)
         model.towers_on = [torch.nn.Parameter(torch.empty(p.shape, device="cuda:0"))
                            for p in model.parameters()]
-        for (name, _), value in zip([*model.named_parameters()], model.towers_on):
+        for (name, _), value in zip([*model.named_parameters()], model.towers_on, strict=True):
             owner, part = name.rsplit(".", 1)
             setattr(model.get_submodule(owner), part, value)
         two = TwoTowers(model, ("cuda:0", "cuda:1"))
@@ -205,8 +203,9 @@ def expected(model, n, itemsize) -> dict[tuple[str, str], int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"without": ("conv3",)}, {"lrn": "after_pool", "num_classes": 7,
-                                                                   "dropout_place": "after"}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"without": ("conv3",)}, {"lrn": "after_pool", "num_classes": 7, "dropout_place": "after"},
+], ids=str)
 def test_the_wire_counts_what_the_table_says(dtype, options):
     with torch.device("meta"): model = AlexNet(**{"num_classes": 1000, "towers": 2} | options)
     two = TwoTowers(model, ("meta", "meta")).to(dtype)
@@ -216,8 +215,8 @@ def test_the_wire_counts_what_the_table_says(dtype, options):
             and two.wire.bytes() == sum(want.values()))
     assert all(m.bytes == m.numbers * dtype.itemsize for m in two.wire.messages)
     exchanged = [m for m in two.wire.messages if m.place != "logits"]
-    assert sum(m.bytes for m in exchanged if m.sender == 0) == sum(m.bytes for m in exchanged
-                                                                   if m.sender == 1)
+    first, second = (sum(m.bytes for m in exchanged if m.sender == number) for number in (0, 1))
+    assert first == second
 
 
 def test_the_papers_numbers():
@@ -225,10 +224,9 @@ def test_the_papers_numbers():
     two = TwoTowers(model, ("meta", "meta"))
     two(torch.empty(128, 3, 227, 227, device="meta")).sum().backward()
     assert two.wire.bytes() == 62_640_128 and two.wire.bytes(way="forward") == 31_320_064
-    assert [m.place for m in two.wire.messages] == [*(p for p in ("conv3", "fc6", "fc7", "fc8")
-                                                      for _ in (0, 1)), "logits", "logits",
-                                                    *(p for p in ("fc8", "fc7", "fc6", "conv3")
-                                                      for _ in (0, 1))]
+    forward, backward = ("conv3", "fc6", "fc7", "fc8"), ("fc8", "fc7", "fc6", "conv3")
+    each_way = [place for place in (*forward, "logits", *backward) for _ in (0, 1)]
+    assert [m.place for m in two.wire.messages] == each_way
     assert [sum(p.numel() for p in tower.parameters()) * 2 for tower in two.towers] == [60_965_224] * 2
 
 
@@ -310,9 +308,8 @@ def test_errors_are_one_clear_line():
     assert "the network has one tower" in says(_split_state, single.state_dict())
     assert "features.0.weight is missing" in says(_split_state, two.state_dict())
     assert "not the weights of two towers" in says(_join_state, one.state_dict())
-    assert "not the weights of two towers" in says(_join_state,
-                                                   {name: t for name, t in two.state_dict().items()
-                                                    if name != "towers.1.classifier.6.bias"})
+    lacking = {name: t for name, t in two.state_dict().items() if name != "towers.1.classifier.6.bias"}
+    assert "not the weights of two towers" in says(_join_state, lacking)
     assert "not the weights of two towers" in says(_join_state, two.state_dict() | {"else": torch.zeros(1)})
     assert ("two devices, got ('cpu', 'cpu', 'cpu')" in says(TwoTowers, one, ("cpu", "cpu", "cpu"))
             and "got 'cpu'" in says(TwoTowers, one, "cpu"))
@@ -337,7 +334,8 @@ def test_traffic_of_the_whole_network():
     for p in (2, 3, 1000):
         for layer in layers[1:]:
             n = math.floor(layer.crossover)
-            assert _model_parallel_bytes([layer], n, p) <= _data_parallel_bytes([layer], p) < _model_parallel_bytes([layer], n + 1, p)
+            below, above = (_model_parallel_bytes([layer], images, p) for images in (n, n + 1))
+            assert below <= _data_parallel_bytes([layer], p) < above
     assert _data_parallel_bytes(layers, 1) == _model_parallel_bytes(layers, 128, 1) == 0
 
 

@@ -1,4 +1,5 @@
-"""Bad input, row by row: one line on stderr that names the thing and the cure, the exit code, no traceback, and nothing lost or overwritten."""
+"""Bad input, row by row: one line on stderr that names the thing and the cure, the exit code, no traceback,
+and nothing lost or overwritten."""
 import errno
 import functools
 import hashlib
@@ -396,7 +397,8 @@ def bad_checkpoint(kind: str, path: Path, good: Path) -> str:
         return f"{path}: its weights do not fit the network it describes"
     if kind == "no model":
         torch.save({"epoch": 3}, path)
-        return f"{path}: holds no 'model' with the network's weights; give a checkpoint that alexnet_train wrote"
+        return (f"{path}: holds no 'model' with the network's weights; "
+                "give a checkpoint that alexnet_train wrote")
     if "runs code" in kind:
         evil = {"model": Evil(path.with_name("hacked"))}
         if kind.startswith("a zip"): torch.save(evil, path)
@@ -446,8 +448,8 @@ def test_checkpoint_with_another_number_of_classes(tmp_path, refused, final, pic
     predict = ["--checkpoint", final, "--image", pictures / "000.png"]
     refused(inference.main, [*predict, "--config", config], f"{config}: {line}")
     refused(inference.main, [*predict, "--set", "model.num_classes=7"], f"--set: {line}")
-    refused(train.main, ["--resume", final, *tiny(tmp_path / "out", model__num_classes=7,
-                                                  training__num_epochs=3)],
+    resume = ["--resume", final, *tiny(tmp_path / "out", model__num_classes=7, training__num_epochs=3)]
+    refused(train.main, resume,
             "model.num_classes is 7, but the checkpoint was trained with 10; leave it out or start anew")
 
 
@@ -466,7 +468,9 @@ def png_header(width: int, height: int) -> bytes:
     "A PNG that claims a size and holds nothing: what a decompression bomb looks like before it goes off."
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+            + chunk(b"IEND", b""))
 
 
 def bad_image(kind: str, path: Path) -> str:
@@ -478,8 +482,8 @@ def bad_image(kind: str, path: Path) -> str:
     if kind == "unsupported format":
         path.write_text('<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>')
     if kind == "truncated":
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path,
-                                                                                                     "JPEG")
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, "JPEG")
         path.write_bytes(path.read_bytes()[:1500])
     if kind == "bomb": path.write_bytes(png_header(60_000, 60_000))
     if kind == "small bomb": path.write_bytes(png_header(10_000, 10_000))
@@ -530,8 +534,8 @@ def test_folder_with_some_bad_files(tmp_path, capsys, final):
     out, err = capsys.readouterr()
     expected[-1] = f"alexnet_predict: {folder / 'h.jpg'}: is a folder, not an image; use --image-dir"
     assert err.splitlines() == [*expected, "3 predicted, 6 skipped"]
-    assert [line.split(": ")[0] for line in out.splitlines()] == [str(folder / f"00{i}.png")
-                                                                  for i in range(3)]
+    good = [str(folder / f"00{i}.png") for i in range(3)]
+    assert [line.split(": ")[0] for line in out.splitlines()] == good
     assert snapshot(tmp_path) == before
 
 
@@ -539,8 +543,9 @@ def test_folder_with_only_bad_files(tmp_path, capsys, final):
     (tmp_path / "bad").mkdir()
     bad_image("zero bytes", tmp_path / "bad" / "a.png")
     assert inference.main(["--checkpoint", str(final), "--image-dir", "bad"]) == 1
-    assert capsys.readouterr().err.splitlines() == ["alexnet_predict: bad/a.png: is empty (0 bytes); fetch "
-                                                    "it again or take it away", "0 predicted, 1 skipped"]
+    assert capsys.readouterr().err.splitlines() == [
+        "alexnet_predict: bad/a.png: is empty (0 bytes); fetch it again or take it away",
+        "0 predicted, 1 skipped"]
 
 
 # ---------------------------------------------------------------- arguments
@@ -570,8 +575,8 @@ def test_json_with_csv(capsys):
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "soon"])
 def test_minutes(minutes, capsys):
-    assert usage(capsys, train.main,
-                 [f"--minutes={minutes}"])[-1] == f"alexnet_train: error: argument --minutes: {minutes} is not a number above 0"
+    wrong = f"alexnet_train: error: argument --minutes: {minutes} is not a number above 0"
+    assert usage(capsys, train.main, [f"--minutes={minutes}"])[-1] == wrong
 
 
 # ---------------------------------------------------------------- outputs
@@ -625,7 +630,7 @@ def checks_after_full_disk(out: Path, before: dict):
     """The former checkpoint is untouched and loads; nothing half written lies about; the run can go on from
     it."""
     models = out / "models"
-    assert {k: v for k, v in snapshot(models).items()} == before
+    assert snapshot(models) == before
     assert load(models / "alexnet_last.pkl")["total_steps"] == 8
     assert train.main(["--resume", str(models / "alexnet_last.pkl"), *tiny(out)]) == 0
     assert load(models / "alexnet_final.pkl")["total_steps"] == 2 * STEPS
@@ -663,8 +668,8 @@ def small_disk(tmp_path):
     "A file system with room for one tiny checkpoint and a half; skips where it may not be mounted."
     place = tmp_path / "disk"
     place.mkdir()
-    done = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs",
-                                                     str(place)], capture_output=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(place)]
+    done = shutil.which("mount") and subprocess.run(mount, capture_output=True)
     if not done or done.returncode: pytest.skip("a small file system cannot be mounted here")
     yield place
     subprocess.run(["umount", str(place)], check=True)
@@ -697,22 +702,21 @@ def test_disk_full_while_printing(final, pictures):
         run = subprocess.run([sys.executable, "-m", "alexnet_nb.inference", "--checkpoint", final, "--image",
                               pictures / "000.png", "--json"],
                              stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
-    assert (run.returncode, run.stderr) == (1,
-                                            "alexnet_predict: output: No space left on device; free some "
-                                            "space or choose another place\n")
+    assert run.returncode == 1
+    assert run.stderr == ("alexnet_predict: output: No space left on device; free some space or choose "
+                          "another place\n")
 
 
 # ---------------------------------------------------------------- memory, NaN, workers
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-                                   MemoryError(),
-                                   RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. "
-                                                "DefaultCPUAllocator: can't allocate memory: you tried to "
-                                                "allocate 9 bytes"),
-                                   RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. "
-                                                "DefaultCPUAllocator: not enough memory: you tried to "
-                                                "allocate 9 bytes.")],
-                         ids=["cuda", "python", "cpu", "windows"])
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+                 "you tried to allocate 9 bytes"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: "
+                 "you tried to allocate 9 bytes."),
+], ids=["cuda", "python", "cpu", "windows"])
 def test_out_of_memory(error, tmp_path, monkeypatch, failed):
     def train_step(*args, **more): raise error
     monkeypatch.setattr(train, "train_step", train_step)
@@ -766,15 +770,14 @@ def test_dead_worker(tmp_path, monkeypatch, capsys):
 def test_real_processes(tmp_path, final, pictures):
     "The same exit codes and lines come out of `python -m`."
     run = command("train", "--config", "nowhere.yaml", cwd=tmp_path)
-    assert (run.returncode, run.stdout, run.stderr) == (2, "",
-                                                        "alexnet_train: nowhere.yaml: no such config; give "
-                                                        f"a YAML file or one of {SHIPPED}\n")
+    line = f"alexnet_train: nowhere.yaml: no such config; give a YAML file or one of {SHIPPED}\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", line)
     run = command("inference", "--checkpoint", final, "--image", "nowhere.png", cwd=tmp_path)
-    assert (run.returncode, run.stdout, run.stderr) == (2, "",
-                                                        "alexnet_predict: nowhere.png: no such file; check "
-                                                        "the path\n")
+    line = "alexnet_predict: nowhere.png: no such file; check the path\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", line)
     run = command("inference", "--checkpoint", final, cwd=tmp_path)
-    assert run.returncode == 2 and run.stderr.splitlines()[-1] == "alexnet_predict: error: one of the arguments --image --image-dir is required"
+    line = "alexnet_predict: error: one of the arguments --image --image-dir is required"
+    assert run.returncode == 2 and run.stderr.splitlines()[-1] == line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,8 +25,8 @@ WIDTH, BATCH, STEPS = 0.1, 8, 20
 def fast(rate: float = 0.01, seed: int = 42):
     "A run on the fast path in float32, dropout off, with a rate that does not change."
     return start(make_config(dict(
-        model=dict(width=WIDTH, dropout=0.0), training=dict(batch_size=BATCH, warmup_steps=0,
-                                                            learning_rate=rate, seed=seed),
+        model=dict(width=WIDTH, dropout=0.0),
+        training=dict(batch_size=BATCH, warmup_steps=0, learning_rate=rate, seed=seed),
         data=dict(dataset="drawings", train_images=BATCH * STEPS, val_images=10, test_images=10,
                   loader="device"),
         device=dict(use_cuda=False, precision="fp32", channels_last=True, reuse_memory=False))))
@@ -84,15 +84,14 @@ def test_first_step_in_float32():
     ours = float(one_step(run, x, y)[0])
     theirs = engine_speed.usual_step(model, optimizer, x, y)
     assert abs(ours - theirs) <= 1e-5 * theirs
-    for (name, p), q in zip(run.model.named_parameters(), model.parameters()):
+    for (name, p), q in zip(run.model.named_parameters(), model.parameters(), strict=True):
         assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm(), name
 
 
 def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
     # Rounding grows by leaps: a maximum changes its place in one step of one run, and from there on they
-    # part. Whether that happens is chance, so the middle
-    # of five starts is compared, and the usual network with itself in eleven ways of splitting, of which the
-    # furthest counts. Ours rounds otherwise in every
+    # part. Whether that happens is chance, so the middle of five starts is compared, and the usual network
+    # with itself in eleven ways of splitting, of which the furthest counts. Ours rounds otherwise in every
     # layer, a split only in the sum of gradients, so ours leaps sooner than any one of them: of the furthest
     # of three, twice as far is allowed.
     ours, three, eleven = [], [], []
@@ -102,7 +101,7 @@ def test_twenty_steps_in_float32_drift_no_further_than_a_split_batch():
         for x, y in data:
             one_step(run, x, y)
             engine_speed.usual_step(*usual, x, y)
-            for parts, other in zip(WAYS, others): split_step(*other, x, y, parts)
+            for parts, other in zip(WAYS, others, strict=True): split_step(*other, x, y, parts)
         ours.append(distance(run.model, usual[0]))
         splits = [distance(other[0], usual[0]) for other in others]
         three.append(max(splits[:3]))
@@ -145,15 +144,14 @@ def test_arithmetic_of_the_floor():
     assert engine_speed.flops(model) / 1e6 == pytest.approx(6576, abs=1)
     assert engine_speed.elements(model, False) == 1_716_069
     rates = engine_speed.Rates({"fp32": 510e9, "bf16": 1000e9}, 40e9)
-    assert 1 / engine_speed.floor_seconds(model, rates, "fp32", 128) == pytest.approx(73, abs=1)
-    assert 1 / engine_speed.floor_seconds(model, rates, "bf16", 128) == pytest.approx(141, abs=1)
-    assert 1 / engine_speed.floor_seconds(model, rates, "bf16", 128, training=False) == pytest.approx(422,
-                                                                                                      abs=3)
+    def per_second(*args, **more): return 1 / engine_speed.floor_seconds(model, rates, *args, **more)
+    assert per_second("fp32", 128) == pytest.approx(73, abs=1)
+    assert per_second("bf16", 128) == pytest.approx(141, abs=1)
+    assert per_second("bf16", 128, training=False) == pytest.approx(422, abs=3)
 
 
 ROW = {"row", "title", "shape", "precision", "images", "layout", "usual", "usual_our_allocator", "ours",
-       "ratio", "ratio_same_allocator",
-       "floor_seconds", "share_of_floor", "goals", "met"}
+       "ratio", "ratio_same_allocator", "floor_seconds", "share_of_floor", "goals", "met"}
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +168,12 @@ def small(tmp_path_factory):
 def test_small_bench_writes_every_field(small):
     result, text, _ = small
     assert result["finished"] and not result["skipped"] and result["threads"] >= 1
-    assert {"date", "device", "cpu", "versions", "batch_size", "others_busy", "sizes", "precisions", "floor", "memory", "lrn_keeps"} <= result.keys()
+    assert {"date", "device", "cpu", "versions", "batch_size", "others_busy", "sizes", "precisions", "floor",
+            "memory", "lrn_keeps"} <= result.keys()
     assert ({"flops", "bandwidth", "images_per_second", "train_flops"} <= result["floor"].keys()
             and result["floor"]["bandwidth"] > 0)
-    assert [(r["row"], r["precision"]) for r in result["rows"] if r["row"] != "lrn"] == [(r, p)
-        for r in ("step", "epoch", "folder") for p in ("fp32", "bf16")]
+    assert ([(r["row"], r["precision"]) for r in result["rows"] if r["row"] != "lrn"]
+            == [(r, p) for r in ("step", "epoch", "folder") for p in ("fp32", "bf16")])
     # two shapes, two orders of memory, two precisions
     assert len([r for r in result["rows"] if r["row"] == "lrn"]) == 8
     for row in result["rows"]:
@@ -189,8 +188,8 @@ def test_small_bench_writes_every_field(small):
 
 def test_small_bench_has_memory_and_stairs(small):
     result, _, _ = small
-    assert [(m["side"], m["precision"]) for m in result["memory"]] == [("usual", "fp32"), ("ours", "fp32"),
-                                                                       ("ours", "bf16")]
+    assert ([(m["side"], m["precision"]) for m in result["memory"]]
+            == [("usual", "fp32"), ("ours", "fp32"), ("ours", "bf16")])
     assert all(m["tensor_bytes"] > 0 for m in result["memory"])
     assert 3 * result["lrn_keeps"]["ours"] <= result["lrn_keeps"]["usual"]
     names = [s["name"] for s in result["staircase"]]
@@ -213,7 +212,8 @@ def test_parts_are_measured_anew_and_the_others_kept(tmp_path):
     assert command(*part, cwd=tmp_path).returncode == 0
     first = json.loads((tmp_path / "b.json").read_text())
     assert [r["row"] for r in first["rows"]] == ["step"] and first["memory"] and not first["staircase"]
-    assert set(first["skipped"]) == {s for s in first["skipped"] if s.startswith(("LRN", "epoch", "folder", "staircase"))} and not first["finished"]
+    assert all(s.startswith(("LRN", "epoch", "folder", "staircase")) for s in first["skipped"])
+    assert not first["finished"]
     assert command(*bench, "--parts", "lrn", cwd=tmp_path).returncode == 0
     second = json.loads((tmp_path / "b.json").read_text())
     assert ([r["row"] for r in second["rows"]] == ["lrn", "lrn", "lrn", "lrn", "step"]

@@ -59,9 +59,9 @@ def test_shares_are_the_batches_cut(n, batch_size, size, drop_last):
     parts = [list(EpochBatches(np.arange(n), batch_size, 3, drop_last, partial(share, rank=r, size=size)))
              for r in range(size)]
     whole = EpochBatches(np.arange(n), batch_size, 3, drop_last)
-    assert [sum(shares, []) for shares in zip(*parts)] == list(whole)
+    assert [sum(shares, []) for shares in zip(*parts, strict=True)] == list(whole)
     assert [whole.images_in(b) for b in range(len(whole))] == [len(batch) for batch in whole]
-    assert all(max(map(len, shares)) - min(map(len, shares)) <= 1 for shares in zip(*parts))
+    for shares in zip(*parts, strict=True): assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 # ---------------------------------------------------------------- the same numbers
@@ -125,8 +125,8 @@ def by_two(tmp_path_factory):
     "Twenty steps in 64 and in 32 bits by two processes: {name: [(losses, weights) of each]}."
     out = tmp_path_factory.mktemp("by_two")
     given = {name: numbers(out, name) for name in ("float64", "float32")}
-    (out / "script.py").write_text(SCRIPT.format(tests=[str(TESTS), str(Path(__file__).parent)],
-                                                 given=json.dumps(given), out=out))
+    tests = [str(TESTS), str(Path(__file__).parent)]
+    (out / "script.py").write_text(SCRIPT.format(tests=tests, given=json.dumps(given), out=out))
     code, _, err = ended(torchrun(out / "script.py"))
     assert code == 0, err[-3000:]
     return {name: [torch.load(out / f"{name}.{r}", weights_only=True) for r in (0, 1)] for name in given}
@@ -135,7 +135,7 @@ def by_two(tmp_path_factory):
 def test_two_processes_are_one_in_64_bits(by_two, tmp_path):
     losses, weights = twenty_steps(**numbers(tmp_path, "float64"))
     for theirs, copied in by_two["float64"]:
-        assert len(theirs) == 20 and max(abs(a - b) for a, b in zip(losses, theirs)) < 1e-10
+        assert len(theirs) == 20 and max(abs(a - b) for a, b in zip(losses, theirs, strict=True)) < 1e-10
         assert (weights - copied).abs().max() < 1e-10
     assert losses[-1] != losses[0] and torch.equal(by_two["float64"][0][1], by_two["float64"][1][1])
 
@@ -154,7 +154,9 @@ def straight(tmp_path_factory) -> Path:
     "Three epochs by two processes, dropout on, without a break."
     out = tmp_path_factory.mktemp("straight")
     said = train_by_two(*tiny(out, **THREE))
-    assert said.count("epoch 3 of 3") == 1 and "2 processes, by gloo: each batch of 8 is shared, 4 images to a process; the rate stays 0.01" in said
+    assert said.count("epoch 3 of 3") == 1
+    assert ("2 processes, by gloo: each batch of 8 is shared, 4 images to a process; the rate stays 0.01"
+            in said)
     return out
 
 
@@ -231,7 +233,11 @@ def test_torchrun_starts_again_after_one_is_killed(rank, straight, tmp_path):
     for kind in ("steps", "epochs"): assert lines(tmp_path, kind) == lines(straight, kind)
 
 
-LAUNCHER = "import sys; from alexnet_nb.engine.processes import launch; sys.exit(launch(2, [sys.executable, '-m', 'alexnet_nb.train', *sys.argv[1:]]))"
+LAUNCHER = """
+import sys
+from alexnet_nb.engine.processes import launch
+sys.exit(launch(2, [sys.executable, '-m', 'alexnet_nb.train', *sys.argv[1:]]))
+"""
 
 
 def launched(*argv) -> subprocess.Popen:
@@ -244,15 +250,16 @@ def launched(*argv) -> subprocess.Popen:
 def test_each_machine_says_once_what_it_lacks(place, says, monkeypatch, tmp_path, capsys):
     "Of the processes of another machine, the first; the leader cannot know."
     def lacking(args): raise InputError("no such folder")
-    for name, value in dict(find_world=lambda: _World(2 + place, 4, place, 2),
-                            process_group=lambda *args: nullcontext(), leader=lambda: False,
-                            _train=lacking).items(): monkeypatch.setattr(engine_train_command, name, value)
+    stand_ins = dict(find_world=lambda: _World(2 + place, 4, place, 2),
+                     process_group=lambda *args: nullcontext(), leader=lambda: False, _train=lacking)
+    for name, value in stand_ins.items(): monkeypatch.setattr(engine_train_command, name, value)
     assert train.main(tiny(tmp_path)) == 2 and capsys.readouterr().err == says
 
 
 def test_what_both_lack_is_said_once(tmp_path):
     code, out, err = ended(torchrun("-m", "alexnet_nb.train", "--resume", tmp_path / "none.pkl"))
-    assert code != 0 and err.count("alexnet_train: ") == 1 and f"alexnet_train: {tmp_path / 'none.pkl'}: " in err, err[-3000:]
+    assert code != 0 and err.count("alexnet_train: ") == 1, err[-3000:]
+    assert f"alexnet_train: {tmp_path / 'none.pkl'}: " in err, err[-3000:]
 
 
 LEAVING = """
@@ -285,7 +292,13 @@ def test_the_threads_of_the_group_end_with_it(how, tmp_path):
 def test_who_ends_last_may_write_first(tmp_path):
     """Stopped, all end with a code that is not 0; the leader, who has files to write, is not cut off because
     another was quicker."""
-    code = f"import os, sys, time\nif os.environ['RANK'] == '0':\n    time.sleep(0.7)\n    open({str(tmp_path / 'last words')!r}, 'w').close()\nsys.exit(130)"
+    code = f"""
+import os, pathlib, sys, time
+if os.environ['RANK'] == '0':
+    time.sleep(0.7)
+    pathlib.Path({str(tmp_path / 'last words')!r}).touch()
+sys.exit(130)
+"""
     assert launch(2, [sys.executable, "-c", code]) == 130
     assert (tmp_path / "last words").exists()
 
@@ -316,7 +329,8 @@ def test_bad_input_is_said_once(tmp_path):
     code, _, err = ended(launched(*tiny(tmp_path / "out", data__dataset="ImageFolder",
                                         data__data_dir=str(tmp_path / "nowhere"))))
     said = [line for line in err.splitlines() if "alexnet_train" in line]
-    assert code == 2 and len(said) == 1 and "no such folder" in said[0] and "Traceback" not in err, err[-2000:]
+    assert code == 2 and len(said) == 1 and "no such folder" in said[0], err[-2000:]
+    assert "Traceback" not in err, err[-2000:]
 
 
 @needs_proc

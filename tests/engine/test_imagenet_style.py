@@ -1,4 +1,5 @@
-"""As on ImageNet: a thousand classes in folders of pictures of all sizes and shapes, crops of 227 out of 256, ten views, top-1 and top-5."""
+"""As on ImageNet: a thousand classes in folders of pictures of all sizes and shapes, crops of 227 out of 256,
+ten views, top-1 and top-5."""
 import csv
 import io
 import json
@@ -72,7 +73,8 @@ def test_folders(tree):
 
 
 def test_training(trained_on_it, tree):
-    result, saved = json.loads((trained_on_it / "results.json").read_text()), load(trained_on_it / "models" / "alexnet_final.pkl")
+    result = json.loads((trained_on_it / "results.json").read_text())
+    saved = load(trained_on_it / "models" / "alexnet_final.pkl")
     assert result["finished"] and result["total_steps"] == 4 and result["test_images"] == 40
     assert np.log(1000) * .9 < result["steps"][0]["loss"] < np.log(1000) * 1.2
     assert 0 <= result["test_accuracy"] <= result["test_accuracy_top5"] <= 1
@@ -88,7 +90,7 @@ def test_resume(trained_on_it, tree, tmp_path, no_panels):
     argv = thousand(tree, tmp_path, training__num_epochs=1)
     engine_train_command.fit(load_config(None, [a for a in argv if a != "--set"]), max_steps=2)
     assert train.main(["--resume", str(tmp_path / "models" / "alexnet_last.pkl"), *argv]) == 0
-    a, b = load(tmp_path / "models" / "alexnet_final.pkl"), load(trained_on_it / "models" / "alexnet_final.pkl")
+    a, b = (load(out / "models" / "alexnet_final.pkl") for out in (tmp_path, trained_on_it))
     assert differences(a["model"], b["model"]) == []
 
 
@@ -100,7 +102,7 @@ def test_top_k_is_counted_right():
         result = train.Evaluation(0., 0., p, labels, torch.arange(50))
         for k in (1, 5):
             by_hand = np.mean([int(label in np.argsort(-row)[:k])
-                               for row, label in zip(p.numpy(), labels.tolist())])
+                               for row, label in zip(p.numpy(), labels.tolist(), strict=True)])
             assert result.accuracy_at(k) == pytest.approx(by_hand)
         assert classes > 5 or result.accuracy_at(5) == 1
 
@@ -139,9 +141,8 @@ def test_crops_of_227_out_of_256(tree):
 
 def lines(capsys, argv) -> list[str]:
     capsys.readouterr()
-    assert inference.main([*map(str,
-                                argv), "--set", "device.use_cuda=false", "--set",
-                           "device.precision=fp32"]) == 0
+    plain = ["--set", "device.use_cuda=false", "--set", "device.precision=fp32"]
+    assert inference.main([*map(str, argv), *plain]) == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -149,8 +150,7 @@ def test_prediction_for_people(tree, final, capsys):
     "One line, the five best, or all thousand; the same numbers in each."
     picture = tree / "test" / CLASSES[2] / f"{CLASSES[2]}_0.JPEG"
     base = ["--checkpoint", final, "--image", picture, "--ten-views"]
-    one, five, every = lines(capsys, base), lines(capsys, [*base, "--top", "5"]), lines(capsys,
-        [*base, "--show-all-probs"])
+    one, five, every = (lines(capsys, [*base, *how]) for how in ([], ["--top", "5"], ["--show-all-probs"]))
     assert len(one) == 1 and len(five) == 6 and len(every) == 1001
     assert (one == five[:1] == every[:1]
             and [line.split() for line in five] == [line.split() for line in every[:6]])
@@ -177,21 +177,18 @@ def test_prediction_for_programs(tree, final, capsys, tmp_path):
     folder.mkdir()
     for k in range(8):
         (folder / f"{k}.jpg").write_bytes(next((tree / "test" / CLASSES[k]).iterdir()).read_bytes())
-    rows = json.loads("\n".join(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--json",
-                                               "--ten-views"])))
-    table = list(csv.DictReader(lines(capsys, ["--checkpoint", final, "--image-dir", folder, "--csv",
-                                               "--ten-views"])))
+    argv = ["--checkpoint", final, "--image-dir", folder, "--ten-views"]
+    rows = json.loads("\n".join(lines(capsys, [*argv, "--json"])))
+    table = list(csv.DictReader(lines(capsys, [*argv, "--csv"])))
     assert (len(rows) == len(table) == 8 and all(len(row["probabilities"]) == 1000 for row in rows)
             and len(table[0]) == 1003)
     classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="fp32")
-    for row, other in zip(rows, table):
-        p = inference.predict(classifier, base_pictures.open_rgb(row["path"]), 10)
-        assert row["prediction"] == other["prediction"] == max(row["probabilities"],
-                                                               key=row["probabilities"].get)
-        torch.testing.assert_close(torch.tensor([row["probabilities"][name] for name in CLASSES]), p,
-                                   rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(torch.tensor([float(other[name]) for name in CLASSES]), p, rtol=1e-3,
-                                   atol=1e-6)
+    for row, other in zip(rows, table, strict=True):
+        p, said = inference.predict(classifier, base_pictures.open_rgb(row["path"]), 10), row["probabilities"]
+        assert row["prediction"] == other["prediction"] == max(said, key=said.get)
+        for given in (said, other):
+            numbers = torch.tensor([float(given[name]) for name in CLASSES])
+            torch.testing.assert_close(numbers, p, rtol=1e-3, atol=1e-6)
 
 
 def test_checkpoint_of_somebody_else(tmp_path):
@@ -211,12 +208,18 @@ def test_checkpoint_of_somebody_else(tmp_path):
 def test_what_is_refused_is_refused_in_a_short_line(tree, final, tmp_path, capsys):
     "A thousand names are not listed."
     assert train.main(thousand(tree, tmp_path / "out", model__num_classes=10)) == 2
-    assert capsys.readouterr().err == f"alexnet_train: {tree}: has 1000 classes, model.num_classes is 10; make them agree\n"
+    assert capsys.readouterr().err == (
+        f"alexnet_train: {tree}: has 1000 classes, model.num_classes is 10; make them agree\n")
     for folder in (tmp_path / "one" / "a", tmp_path / "one" / "b"): folder.mkdir(parents=True)
     with pytest.raises(InputError) as e: base_pictures.read_folder(tmp_path / "one", CLASSES)
-    assert str(e.value) == f"{tmp_path / 'one'}: has no folder for the class 'n00000000'; it needs {', '.join(CLASSES[:10])} and 990 more"
-    assert inference.main(["--checkpoint", str(final), "--image", str(next((tree / "test" / CLASSES[0]).iterdir())), *settings({"model.num_classes": 10, "device.use_cuda": False})]) == 2
-    assert capsys.readouterr().err == "alexnet_predict: --set: model.num_classes is 10, but the checkpoint has 1000 classes; make them agree or leave it out\n"
+    assert str(e.value) == (f"{tmp_path / 'one'}: has no folder for the class 'n00000000'; "
+                            f"it needs {', '.join(CLASSES[:10])} and 990 more")
+    picture = next((tree / "test" / CLASSES[0]).iterdir())
+    assert inference.main(["--checkpoint", str(final), "--image", str(picture),
+                           *settings({"model.num_classes": 10, "device.use_cuda": False})]) == 2
+    assert capsys.readouterr().err == (
+        "alexnet_predict: --set: model.num_classes is 10, but the checkpoint has 1000 classes; "
+        "make them agree or leave it out\n")
 
 
 def test_a_matrix_of_a_thousand_classes_is_drawn_without_their_names():

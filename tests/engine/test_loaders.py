@@ -10,8 +10,8 @@ from alexnet_nb.base.pictures import stack_pixels
 from alexnet_nb.data import Recipe, paper_recipe
 from alexnet_nb.engine.loaders import DeviceLoader, EpochBatches, PreparedImages, make_loader
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
-                                                                reason="needs a CUDA device"))]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 COLOUR = paper_recipe(227, torch.tensor([0.49, 0.48, 0.45]),
                       torch.tensor([[0.06, 0.055, 0.05], [0.055, 0.06, 0.055], [0.05, 0.055, 0.07]])).colour
 
@@ -36,7 +36,7 @@ def both_loaders(recipe, seed, drop_last=False, workers=0, device="cpu", epoch=0
 def assert_loaders_alike(**options) -> list:
     (n, usual), (m, ours) = both_loaders(**options)
     assert n == m == len(usual) == len(ours) > 0
-    for (x, y, i), (x2, y2, i2) in zip(usual, ours):
+    for (x, y, i), (x2, y2, i2) in zip(usual, ours, strict=True):
         device = torch.device(options.get("device", "cpu"))
         assert x2.device.type == y2.device.type == device.type and i2.device.type == "cpu"
         assert torch.equal(x, x2.cpu()) and torch.equal(y, y2.cpu()) and torch.equal(i, i2)

@@ -25,21 +25,19 @@ from common import save_drawings
 CPU = torch.device("cpu")
 
 
-def classifier_of(width: float = 1 / 16, recipe: Recipe = Recipe(), **options) -> inference.Classifier:
+def classifier_of(width: float = 1 / 16, recipe: Recipe | None = None, **options) -> inference.Classifier:
     "An untrained narrow network."
     torch.manual_seed(0)
-    return inference.Classifier(AlexNet(width=width, **options).eval(), recipe, tuple("abcdefghij"), CPU)
+    model = AlexNet(width=width, **options).eval()
+    return inference.Classifier(model, recipe or Recipe(), tuple("abcdefghij"), CPU)
 
 
 def one_by_one(classifier, paths, views: int = 1) -> list[engine_predict_command.Prediction]:
     "The plain way."
-    answers = []
+    answers, answer = [], engine_predict_command.Prediction
     for path in paths:
-        try:
-            answers.append(engine_predict_command.Prediction(str(path),
-                                                             inference.predict(classifier, open_rgb(path),
-                                                                               views).tolist()))
-        except InputError as e: answers.append(engine_predict_command.Prediction(str(path), error=str(e)))
+        try: answers.append(answer(str(path), inference.predict(classifier, open_rgb(path), views).tolist()))
+        except InputError as e: answers.append(answer(str(path), error=str(e)))
     return answers
 
 
@@ -48,7 +46,7 @@ def assert_same(fast, plain) -> None:
     at most one)."""
     fast = list(fast)
     assert [(a.path, a.error) for a in fast] == [(b.path, b.error) for b in plain]
-    for a, b in zip(fast, plain):
+    for a, b in zip(fast, plain, strict=True):
         if a.error is None:
             assert (a.probabilities == pytest.approx(b.probabilities, rel=0, abs=1e-6)
                     and sum(a.probabilities) == pytest.approx(1, abs=1e-6))
@@ -95,15 +93,16 @@ def test_a_batch_of_one_size_is_prepared_at_once(pictures, monkeypatch):
     assert len(list(engine_predict_command.predict_files(classifier_of(), paths, batch_size=4))) == 6
     assert sizes == [(4, 3, 32, 32), (2, 3, 32, 32)]
     image = open_rgb(paths[0])
-    assert torch.equal(engine_predict_command._prepared([engine_predict_command._read(paths[0], Recipe())],
-                                                        Recipe(), CPU)[0], prepare(image, Recipe()))
+    read = engine_predict_command._read(paths[0], Recipe())
+    prepared, = engine_predict_command._prepared([read], Recipe(), CPU)
+    assert torch.equal(prepared, prepare(image, Recipe()))
 
 
 def test_ten_views_are_the_corners_the_centre_and_their_mirrors():
     "Against crops of the prepared picture at 256 pixels."
     image = drawings(1, 3)[0].resize((60, 44))
     large, views = prepare(image, Recipe(256)), inference.ten_views(image, Recipe())
-    for view, (top, left) in zip(views, [(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)]):
+    for view, (top, left) in zip(views[:5], [(0, 0), (0, 29), (29, 0), (29, 29), (14, 14)], strict=True):
         assert torch.equal(view, large[:, top:top + 227, left:left + 227])
     assert torch.equal(views[5:], views[:5].flip(-1)) and views.shape == (10, 3, 227, 227)
     for views in (0, 5):
@@ -175,7 +174,7 @@ def learned(tmp_path_factory):
     pixels, labels = torch.from_numpy(images.items).permute(0, 3, 1, 2), torch.from_numpy(images.labels)
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=120)
-    for step in range(120):
+    for _ in range(120):
         i = torch.randint(0, 400, (16,))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(prepare_batch(pixels[i], Recipe())), labels[i]).backward()
@@ -292,7 +291,9 @@ def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, picture
         "as JPEG or PNG", "2 predicted, 0 skipped"]
     for path in paths: path.unlink()
     assert inference.main(argv) == 2
-    assert capsys.readouterr().err == f"alexnet_predict: {folder}: holds no image but 2 .zzz, 1 .nef, which Pillow cannot open here; save them as JPEG or PNG\n"
+    assert capsys.readouterr().err == (
+        f"alexnet_predict: {folder}: holds no image but 2 .zzz, 1 .nef, which Pillow cannot open here; "
+        "save them as JPEG or PNG\n")
 
 
 def test_nothing_that_pillow_opens_is_passed_over(tmp_path):
@@ -303,12 +304,14 @@ def test_nothing_that_pillow_opens_is_passed_over(tmp_path):
 # ---------------------------------------------------------------- the first picture
 
 def test_prediction_imports_nothing_it_does_not_need(learned, pictures):
-    "torchvision, TensorBoard, matplotlib and torch's compiler take seconds to import; a whole prediction goes without them."
+    """torchvision, TensorBoard, matplotlib and torch's compiler take seconds to import; a whole prediction
+    goes without them."""
     program = f"""
 import sys
 from alexnet_nb import inference
 code = inference.main(["--checkpoint", {str(learned)!r}, "--image", {str(pictures / "000.png")!r}])
-print(code, sorted({{m.split(".")[0] for m in sys.modules}} & {{"torchvision", "tensorboard", "matplotlib"}}), "torch._dynamo" in sys.modules)
+loaded = {{m.split(".")[0] for m in sys.modules}}
+print(code, sorted(loaded & {{"torchvision", "tensorboard", "matplotlib"}}), "torch._dynamo" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.stdout.splitlines()[-1] == "0 [] False", run.stdout + run.stderr

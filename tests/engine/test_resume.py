@@ -1,4 +1,5 @@
-"""A run that was cut in pieces, politely or by kill -9, equals the run that was left alone: bit for bit, batches, logs and all."""
+"""A run that was cut in pieces, politely or by kill -9, equals the run that was left alone: bit for bit,
+batches, logs and all."""
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from common import (
     EACH_STEP,
     LONG,
     STEPS,
+    TESTS,
     check_equal,
     class_folders,
     differences,
@@ -55,17 +57,20 @@ def test_the_long_run_has_what_makes_resuming_hard(straight):
 
 def test_two_plus_two_epochs_equal_four(tmp_path, straight, no_panels, capsys):
     assert train.main(tiny(tmp_path, **LONG | dict(training__num_epochs=2))) == 0
-    assert train.main(["--resume", str(tmp_path / "models" / "alexnet_final.pkl"), *tiny(tmp_path, **LONG, data__num_workers=2)]) == 0
-    check_equal(tmp_path, straight,
-                but=["config.training.num_epochs"] * (load(tmp_path / "models" / "alexnet_best.pkl")["epoch"] <= 2))
+    final = tmp_path / "models" / "alexnet_final.pkl"
+    assert train.main(["--resume", str(final), *tiny(tmp_path, **LONG, data__num_workers=2)]) == 0
+    best_is_of_the_first = load(tmp_path / "models" / "alexnet_best.pkl")["epoch"] <= 2
+    check_equal(tmp_path, straight, but=["config.training.num_epochs"] * best_is_of_the_first)
     first = load(tmp_path / "models" / "alexnet_final.previous.pkl")
     assert (first["epoch"], first["total_steps"]) == (2, 2 * STEPS)
 
 
 def test_the_linear_baseline_draws_no_numbers_of_the_run(tmp_path, straight, no_panels):
     "It is fitted before the final checkpoint is written, whose random state a longer run goes on from."
-    assert train.main(tiny(tmp_path, **LONG | dict(training__num_epochs=2, training__linear_baseline=True))) == 0
-    assert train.main(["--resume", str(tmp_path / "models" / "alexnet_final.pkl"), *tiny(tmp_path, **LONG)]) == 0
+    first = LONG | dict(training__num_epochs=2, training__linear_baseline=True)
+    assert train.main(tiny(tmp_path, **first)) == 0
+    final = tmp_path / "models" / "alexnet_final.pkl"
+    assert train.main(["--resume", str(final), *tiny(tmp_path, **LONG)]) == 0
     a, b = (load(out / "models" / "alexnet_final.pkl") for out in (tmp_path, straight))
     for key in ("model", "optimizer", "random"): assert differences(a[key], b[key]) == [], key
 
@@ -97,8 +102,7 @@ def signal_at(monkeypatch, where: int | str, number: int) -> None:
 @needs_kill
 @pytest.mark.parametrize("name, code, where, steps",
                          [("SIGTERM", 143, 9, 9), ("SIGINT", 130, 12, 12), ("SIGINT", 130, 1, 1),
-                                                      ("SIGTERM", 143, "validation 2", 12),
-                                                      ("SIGINT", 130, "test", 24)])
+                          ("SIGTERM", 143, "validation 2", 12), ("SIGINT", 130, "test", 24)])
 def test_stopped_by_a_signal(name, code, where, steps, tmp_path, monkeypatch, straight, no_panels, capsys):
     "The step is finished, a checkpoint written, one line says how to go on; going on makes the same run."
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -143,11 +147,14 @@ def test_real_process_ended_from_outside(name, code, tmp_path, straight, no_pane
 
 DRIVER = '''
 import os, signal, sys
+tests, point, *argv = sys.argv[1:]
+sys.path.insert(0, tests)
 from alexnet_nb import train
 from alexnet_nb.engine import files, run as engine
-point, *argv = sys.argv[1:]
-engine.write_panels = lambda *args: None
-save_last, copy, set_rate, torch_save = engine.save_last, engine.copy_checkpoint, train.set_rate, files.torch.save
+from planting import plant
+plant(engine, "write_panels", lambda *args: None)
+save_last, copy = engine.save_last, engine.copy_checkpoint
+set_rate, torch_save = train.set_rate, files.torch.save
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -168,7 +175,7 @@ def while_saving(checkpoint, f):  # half of step 9's checkpoint is on disk
         die()
     torch_save(checkpoint, f)
 
-def before_epoch_is_saved(run, *accuracy):  # epoch 2 is validated and logged; the checkpoint is from before that
+def before_epoch_is_saved(run, *accuracy):  # epoch 2 is validated and logged; the checkpoint is older
     if run.progress.epoch == 2 and run.progress.batch == 0: die()
     save_last(run, *accuracy)
 
@@ -182,13 +189,9 @@ def before_mark(source, target):  # the final checkpoint is there, the last one 
     if source.name == "alexnet_final.pkl": die()
     copy(source, target)
 
-elsewhere = dict(in_a_step="set_rate", before_final="_save_final", before_mark="copy_checkpoint")
-place = elsewhere.get(point, "save_last")
-if point == "while_saving": files.torch.save = while_saving
-else:
-    home = train if point == "in_a_step" else engine
-    assert hasattr(home, place), place
-    setattr(home, place, globals()[point])
+elsewhere = dict(in_a_step=(train, "set_rate"), while_saving=(files.torch, "save"),
+                 before_final=(engine, "_save_final"), before_mark=(engine, "copy_checkpoint"))
+plant(*elsewhere.get(point, (engine, "save_last")), globals()[point])
 sys.exit(train.main(argv))
 '''
 POINTS = {"in_a_step": 8, "log_ahead": 8, "while_saving": 8, "before_epoch_is_saved": 12,
@@ -203,8 +206,8 @@ def killed(tmp_path_factory):
         while queue and len(running) < 2:
             point = queue.pop(0)
             argv = tiny(folders[point], **LONG | EACH_STEP)
-            running.append(subprocess.Popen([sys.executable, "-c", DRIVER, point, *argv],
-                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            command = [sys.executable, "-c", DRIVER, str(TESTS), point, *argv]
+            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         assert running.pop(0).wait(600) == -signal.SIGKILL
     return folders
 
@@ -262,10 +265,11 @@ def test_the_checkpoint_wins_and_says_so(tmp_path, trained, capsys, no_panels):
     cfg = engine_setup.resume_config(engine_checkpoint.read_checkpoint(path),
                                      {"training": {"learning_rate": 0.5, "num_epochs": 9, "seed": 1},
                                       "data": {"num_workers": 1}, "device": {"use_cuda": True}})
-    assert (cfg.training.learning_rate, cfg.training.num_epochs, cfg.training.seed, cfg.data.num_workers, cfg.device.use_cuda) == (0.01, 9, 7, 1, True)
-    assert capsys.readouterr().out.splitlines() == ["training.learning_rate stays 0.01, as the checkpoint "
-                                                    "has it",
-                                                    "training.seed stays 7, as the checkpoint has it"]
+    assert (cfg.training.learning_rate, cfg.training.num_epochs, cfg.training.seed) == (0.01, 9, 7)
+    assert (cfg.data.num_workers, cfg.device.use_cuda) == (1, True)
+    assert capsys.readouterr().out.splitlines() == [
+        "training.learning_rate stays 0.01, as the checkpoint has it",
+        "training.seed stays 7, as the checkpoint has it"]
 
 
 def test_either_spelling_of_the_data_folder_may_change(trained):
@@ -283,11 +287,13 @@ def test_other_classes_under_the_same_number_are_refused(tmp_path, no_panels, ca
     capsys.readouterr()
     before = snapshot(tmp_path)
     assert train.main(["--resume", str(tmp_path / "out" / "models" / "alexnet_last.pkl"), *argv]) == 2
-    assert capsys.readouterr().err == f"alexnet_train: {root}: its classes are ant, bee, moth; the checkpoint's are ant, bee, fly; make them agree\n"
+    assert capsys.readouterr().err == (
+        f"alexnet_train: {root}: its classes are ant, bee, moth; the checkpoint's are ant, bee, fly; "
+        "make them agree\n")
     assert snapshot(tmp_path) == before
 
 
-# ---------------------------------------------------------------- checkpoints of others: six keys, one group, module.
+# ---------------------------------------------------------------- of others: six keys, one group, module.
 
 def parameter_order(checkpoint: dict) -> list[str]:
     return list(checkpoint["model"])
@@ -311,8 +317,9 @@ def six_keys(checkpoint: dict, prefix: str = "") -> dict:
 
 def test_six_keys_are_what_torch_itself_stores(trained):
     "The helper above is honest: torch's own SGD over the parameters, in their order, takes that state."
-    foreign = six_keys(load(trained / "models" / "alexnet_final.pkl"))
-    model = engine_checkpoint.build_model(engine_checkpoint.read_checkpoint(trained / "models" / "alexnet_final.pkl"))
+    final = trained / "models" / "alexnet_final.pkl"
+    foreign = six_keys(load(final))
+    model = engine_checkpoint.build_model(engine_checkpoint.read_checkpoint(final))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     optimizer.load_state_dict(foreign["optimizer"])
     for p in model.parameters(): assert optimizer.state[p]["momentum_buffer"].shape == p.shape
@@ -329,9 +336,8 @@ def test_six_keys_predict(prefix, tmp_path, trained, pictures):
     image = open_rgb(pictures / "003.png")
     assert torch.equal(inference.predict(ours, image), inference.predict(theirs, image))
     torch.save({"model": six_keys(load(whole), prefix)["model"]}, tmp_path / "only_model.pkl")
-    assert torch.equal(inference.predict(ours, image),
-                       inference.predict(engine_predict_command.load_classifier(tmp_path / "only_model.pkl",
-                                                                                torch.device("cpu")), image))
+    only = engine_predict_command.load_classifier(tmp_path / "only_model.pkl", torch.device("cpu"))
+    assert torch.equal(inference.predict(ours, image), inference.predict(only, image))
 
 
 def test_config_fills_what_six_keys_lack(tmp_path, trained, pictures, capsys):
@@ -351,10 +357,11 @@ def test_momentum_of_one_group_lands_on_the_right_tensors(tmp_path, trained):
     whole = engine_checkpoint.read_checkpoint(trained / "models" / "alexnet_final.pkl")
     torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl"), "module."), tmp_path / "six.pkl")
     six = engine_checkpoint.read_checkpoint(tmp_path / "six.pkl")
-    cfg = engine_setup.resume_config(six, load_config(None, [a for a in tiny(tmp_path / "out")
-                                                             if a != "--set"]).model_dump() | {"model": {}})
-    runs = [engine_setup.start(engine_setup.resume_config(whole,
-                                                          {"paths": cfg.paths.model_dump(exclude={"input_root_dir"})}), whole), engine_setup.start(cfg, six)]
+    given = load_config(None, [a for a in tiny(tmp_path / "out") if a != "--set"])
+    ours = engine_setup.resume_config(six, given.model_dump() | {"model": {}})
+    paths = {"paths": ours.paths.model_dump(exclude={"input_root_dir"})}
+    runs = [engine_setup.start(engine_setup.resume_config(whole, paths), whole),
+            engine_setup.start(ours, six)]
     buffers = [{name: run.optimizer.state[p]["momentum_buffer"] for name, p in run.model.named_parameters()}
                for run in runs]
     assert differences(*buffers) == [] and len(buffers[0]) == 16
@@ -376,13 +383,14 @@ def test_six_keys_go_on_like_the_whole_checkpoint(prefix, tmp_path, no_panels, c
     torch.save(six_keys(load(whole), prefix), tmp_path / "b" / "six.pkl")
     assert train.main(["--resume", str(whole), *tiny(tmp_path / "a", **settings)]) == 0
     capsys.readouterr()
-    assert train.main(["--resume", str(tmp_path / "b" / "six.pkl"), *tiny(tmp_path / "b", **settings, training__seed=99, model__width=None)]) == 0
+    theirs = tiny(tmp_path / "b", **settings, training__seed=99, model__width=None)
+    assert train.main(["--resume", str(tmp_path / "b" / "six.pkl"), *theirs]) == 0
     assert "training.seed stays 7, as the checkpoint has it" in capsys.readouterr().out
     a, b = (load(tmp_path / x / "models" / "alexnet_final.pkl") for x in "ab")
     for key in ("model", "optimizer", "epoch", "total_steps", "seed", "classes", "recipe"):
         assert differences(a[key], b[key]) == [], key
-    assert [row["loss"] for row in lines(tmp_path / "a")][STEPS:] == [row["loss"]
-                                                                      for row in lines(tmp_path / "b")]
+    losses = {x: [row["loss"] for row in lines(tmp_path / x)] for x in "ab"}
+    assert losses["a"][STEPS:] == losses["b"]
 
 
 def test_six_keys_take_the_recipe_that_is_asked_for(tmp_path, trained):
@@ -402,9 +410,12 @@ def test_six_keys_with_another_number_of_classes(tmp_path, trained, capsys):
                 training__num_epochs=3, model__width=None)
     before = snapshot(tmp_path)
     assert train.main(["--resume", "six.pkl", *argv, "--set", "model.num_classes=3"]) == 2
-    assert capsys.readouterr().err == "alexnet_train: model.num_classes is 3, but the checkpoint was trained with 10; leave it out or start anew\n"
+    assert capsys.readouterr().err == (
+        "alexnet_train: model.num_classes is 3, but the checkpoint was trained with 10; "
+        "leave it out or start anew\n")
     assert train.main(["--resume", "six.pkl", *argv]) == 2
-    assert capsys.readouterr().err == f"alexnet_train: {root}: has 3 classes, model.num_classes is 10; make them agree\n"
+    assert capsys.readouterr().err == (
+        f"alexnet_train: {root}: has 3 classes, model.num_classes is 10; make them agree\n")
     assert snapshot(tmp_path) == before
 
 
@@ -413,12 +424,16 @@ def test_optimizer_state_that_does_not_fit(spoil, tmp_path, trained, capsys):
     checkpoint = six_keys(load(trained / "models" / "alexnet_final.pkl"))
     optimizer = checkpoint["optimizer"]
     if spoil == "too few":
-        optimizer["state"] = {k: v for k, v in optimizer["state"].items() if k < 3} | {99: {}}; optimizer["param_groups"][0]["params"] = [0, 1, 2]
+        optimizer["state"] = {k: v for k, v in optimizer["state"].items() if k < 3} | {99: {}}
+        optimizer["param_groups"][0]["params"] = [0, 1, 2]
     if spoil == "wrong shape": optimizer["state"][0] = {"momentum_buffer": torch.zeros(2, 2)}
     if spoil == "many groups":
         optimizer["param_groups"] = [dict(optimizer["param_groups"][0], params=[i]) for i in range(16)]
     torch.save(checkpoint, tmp_path / "six.pkl")
     before = snapshot(tmp_path)
-    assert train.main(["--resume", "six.pkl", *tiny(tmp_path / "out", training__num_epochs=3, model__width=None)]) == 2
-    assert capsys.readouterr().err == "alexnet_train: the checkpoint's optimizer state does not fit its network; resume from another checkpoint\n"
+    argv = tiny(tmp_path / "out", training__num_epochs=3, model__width=None)
+    assert train.main(["--resume", "six.pkl", *argv]) == 2
+    assert capsys.readouterr().err == (
+        "alexnet_train: the checkpoint's optimizer state does not fit its network; "
+        "resume from another checkpoint\n")
     assert snapshot(tmp_path) == before

@@ -81,7 +81,8 @@ def test_a_loss_that_is_not_finite_is_named_and_never_saved(tmp_path, monkeypatc
 @pytest.mark.parametrize("first", [True, False])
 def test_resume_may_change_the_layout(tmp_path, first):
     "Momentum follows its weights: the run goes on as if nothing had changed, but for rounding."
-    one, two = (config(tmp_path / name, device__precision="fp32", device__channels_last=first, model__dropout=0.0) for name in ("one", "two"))
+    given = dict(device__precision="fp32", device__channels_last=first, model__dropout=0.0)
+    one, two = (config(tmp_path / name, **given) for name in ("one", "two"))
     whole = engine_train_command.fit(one, max_steps=9, show_bar=False)
     engine_train_command.fit(two, max_steps=6, show_bar=False)
     checkpoint = read_checkpoint(tmp_path / "two" / "models" / "alexnet_last.pkl")
@@ -89,9 +90,10 @@ def test_resume_may_change_the_layout(tmp_path, first):
                                      _parse_overrides([f"device.channels_last={str(not first).lower()}"]))
     parts = engine_train_command.fit(cfg, checkpoint, max_steps=9, show_bar=False)
     assert parts.run.model.features[4].weight.is_contiguous(memory_format=torch.channels_last) == (not first)
-    for a, b in zip(whole.run.model.parameters(), parts.run.model.parameters()):
+    for a, b in zip(whole.run.model.parameters(), parts.run.model.parameters(), strict=True):
         assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6
-        assert (whole.run.optimizer.state[a]["momentum_buffer"] - parts.run.optimizer.state[b]["momentum_buffer"]).norm() <= 1e-2 * whole.run.optimizer.state[a]["momentum_buffer"].norm() + 1e-6
+        u, v = (run.optimizer.state[p]["momentum_buffer"] for run, p in ((whole.run, a), (parts.run, b)))
+        assert (u - v).norm() <= 1e-2 * u.norm() + 1e-6
 
 
 def test_the_scale_of_the_loss_is_resumed(tmp_path):
@@ -118,15 +120,16 @@ def test_the_scaled_step_is_the_plain_step(tmp_path):
     for run in (plain, scaled):
         torch.manual_seed(5)
         one_step(run, x, y)
-    for a, b in zip(plain.model.parameters(), scaled.model.parameters()):
+    for a, b in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
 def test_choices_are_printed_and_stored(tmp_path, capsys):
     result = engine_train_command.fit(config(tmp_path, device__precision="bf16", data__loader="workers"),
                                       max_steps=1, show_bar=False)
-    assert result.summary["chosen"] == dict(precision="bf16", layout="channels_last", loader="workers",
-                                            compiled=False, memory_reused=False)
+    expected = dict(precision="bf16", layout="channels_last", loader="workers", compiled=False,
+                    memory_reused=False)
+    assert result.summary["chosen"] == expected
     assert "precision bf16, layout channels_last, loader workers" in capsys.readouterr().out
 
 
@@ -144,12 +147,14 @@ def test_pictures_of_several_sizes_need_workers(tmp_path):
 @pytest.mark.slow
 def test_a_compiled_run_is_the_same_run(tmp_path):
     "Needs a C++ compiler; skipped where there is none."
-    plain, fast = (config(tmp_path / name, device__precision="fp32", device__compile=flag, model__dropout=0.0) for name, flag in (("plain", False), ("fast", True)))
+    given = dict(device__precision="fp32", model__dropout=0.0)
+    plain, fast = (config(tmp_path / name, **given, device__compile=flag)
+                   for name, flag in (("plain", False), ("fast", True)))
     try: b = engine_train_command.fit(fast, max_steps=3, show_bar=False)
     except Exception as e:
         if "compiler" not in str(e).lower(): raise
         pytest.skip("no C++ compiler")
     a = engine_train_command.fit(plain, max_steps=3, show_bar=False)
-    assert [row["loss"] for row in lines(tmp_path / "fast")] == pytest.approx([row["loss"]
-        for row in lines(tmp_path / "plain")], rel=1e-4)
+    usual, ours = ([row["loss"] for row in lines(tmp_path / name)] for name in ("plain", "fast"))
+    assert ours == pytest.approx(usual, rel=1e-4)
     assert list(b.run.model.state_dict()) == list(a.run.model.state_dict())

@@ -1,6 +1,8 @@
-"""Training runs that are killed, stopped, crossed and starved at random moments; each must go on and end as if nothing had happened.
+"""Training runs that are killed, stopped, crossed and starved at random moments; each must go on and end as
+if nothing had happened.
 
-`python faults.py --kills 50 --signals 20` prints a report in JSON. The tests run it small, harness.py in full.
+`python faults.py --kills 50 --signals 20` prints a report in JSON. The tests run it small, harness.py in
+full.
 """
 import argparse
 import json
@@ -22,6 +24,7 @@ from alexnet_nb import train
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine.checkpoint import read_checkpoint
 from common import EACH_STEP, LONG, check_equal, load, tiny
+from planting import plant
 
 CHANGES = LONG | EACH_STEP  # four epochs of six steps, a checkpoint after every one
 
@@ -39,7 +42,8 @@ def start(argv: list[str], said: Path) -> int:
         os.setsid()
         with open(said, "ab", buffering=0) as f:
             for number in (1, 2): os.dup2(f.fileno(), number)
-        engine_run.write_panels = lambda *args: None  # takes longer than a tiny network's training
+        # they take longer than a tiny network's training
+        plant(engine_run, "write_panels", lambda *args: None)
         code = train.main(argv)
     except BaseException: traceback.print_exc()
     finally:
@@ -62,7 +66,7 @@ def end(pid: int, seconds: float = 120) -> int:
 def argv_of(out: Path) -> list[str]:
     "Begin a run below `out`, or go on with it."
     last = out / "models" / "alexnet_last.pkl"
-    return ([*(["--resume", str(last)] if last.exists() else []), *tiny(out, **CHANGES)])
+    return [*(["--resume", str(last)] if last.exists() else []), *tiny(out, **CHANGES)]
 
 
 def whole_files(out: Path) -> None:
@@ -133,8 +137,8 @@ def kills(n: int, folder: Path, straight: Path, longest: float, seed: int) -> di
 
 def signals(n: int, folder: Path, straight: Path, longest: float, seed: int) -> dict:
     "SIGTERM and SIGINT in turn, n times: a checkpoint, a line that says how to go on, the right exit code."
-    rng, report = random.Random(seed), dict(signals=0, stopped_with_checkpoint=0, before_work_began=0,
-                                            after_the_end=0)
+    rng = random.Random(seed)
+    report = dict(signals=0, stopped_with_checkpoint=0, before_work_began=0, after_the_end=0)
     for k in range(n):
         out, number = folder / f"signal-{k}", (signal.SIGTERM, signal.SIGINT)[k % 2]
         out.mkdir()

@@ -1,6 +1,8 @@
-"""What is thrown at alexnet_nb, in one command: kills, signals, mutated images, archives, checkpoints, configs and logs.
+"""What is thrown at alexnet_nb, in one command: kills, signals, mutated images, archives, checkpoints,
+configs and logs.
 
-`python tests/hostile/harness.py` runs it small, with `--full --results nbs/results/harness.json` as the results tell. The tests run each part small.
+`python tests/hostile/harness.py` runs it small, with `--full --results nbs/results/harness.json` as the
+results tell. The tests run each part small.
 """
 import argparse
 import datetime

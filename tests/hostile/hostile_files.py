@@ -1,8 +1,9 @@
-"""Pictures and archives made to break the library, each from (seed, number), and what the library does with each.
+"""Pictures and archives made to break the library, each from (seed, number), and what the library does with
+each.
 
-`run(images, archives,
-     seed)` tries so many in child processes, and every one of them must be read or be refused with one line:
-no traceback, no ten seconds, no two gigabytes, no code of the file's, no write outside the output folder, no crash.
+`run(images, archives, seed)` tries so many in child processes, and every one of them must be read or be
+refused with one line: no traceback, no ten seconds, no two gigabytes, no code of the file's, no write outside
+the output folder, no crash.
 """
 import contextlib
 import faulthandler
@@ -79,25 +80,27 @@ def special_forms() -> dict[str, bytes | None]:
     clear = scene("P")
     forms = {
         "JPEG progressive": written(rgb, "JPEG", progressive=True),
-             "JPEG turned": written(rgb, "JPEG", exif=exif), "JPEG grey": written(scene("L"), "JPEG"),
+        "JPEG turned": written(rgb, "JPEG", exif=exif),
+        "JPEG grey": written(scene("L"), "JPEG"),
         "GIF film": written(rgb, "GIF", save_all=True, append_images=frames),
-             "GIF clear": written(clear, "GIF", transparency=3),
+        "GIF clear": written(clear, "GIF", transparency=3),
         "PNG clear palette": written(clear, "PNG", transparency=b"\x00\x80\xff"),
-             "PNG film": written(rgb, "PNG", save_all=True, append_images=frames),
+        "PNG film": written(rgb, "PNG", save_all=True, append_images=frames),
         "PNG turned": written(rgb, "PNG", exif=exif),
-             "PNG clear": written(rgb, "PNG", transparency=(0, 0, 0)),
-             "PNG deep": written(scene("I;16"), "PNG"),
+        "PNG clear": written(rgb, "PNG", transparency=(0, 0, 0)),
+        "PNG deep": written(scene("I;16"), "PNG"),
         "WEBP film": written(rgb, "WEBP", save_all=True, append_images=frames),
-             "WEBP exact": written(scene("RGBA"), "WEBP", lossless=True),
+        "WEBP exact": written(scene("RGBA"), "WEBP", lossless=True),
         "AVIF film": written(rgb, "AVIF", save_all=True, append_images=frames),
-             "TIFF pages": written(rgb, "TIFF", save_all=True, append_images=frames),
+        "TIFF pages": written(rgb, "TIFF", save_all=True, append_images=frames),
         "JPEG2000 stream": written(rgb, "JPEG2000", no_jp2=True),
-             "MPO film": written(rgb, "MPO", save_all=True, append_images=frames),
+        "MPO film": written(rgb, "MPO", save_all=True, append_images=frames),
         "ICO bitmap": written(scene("RGBA", (16, 16)), "ICO", bitmap_format="bmp", sizes=[(16, 16)]),
         "ICNS": written(scene("RGBA", (32, 32)), "ICNS"),
-             "TGA packed": written(rgb, "TGA", compression="tga_rle"),
+        "TGA packed": written(rgb, "TGA", compression="tga_rle"),
         "DDS packed": written(rgb, "DDS", pixel_format="DXT1"),
-             "PPM plain": b"P3 2 2 255 1 2 3 4 5 6 7 8 9 10 11 12\n", "PPM bits": b"P1 3 2 010 101\n",
+        "PPM plain": b"P3 2 2 255 1 2 3 4 5 6 7 8 9 10 11 12\n",
+        "PPM bits": b"P1 3 2 010 101\n",
     }
     for way in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma"):
         forms[f"TIFF {way}"] = written(rgb, "TIFF", compression=way)
@@ -106,7 +109,8 @@ def special_forms() -> dict[str, bytes | None]:
     return forms
 
 
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 4\n%%EndComments\n(marker) (w) file closefile\nshowpage\n%%EOF\n"
+POSTSCRIPT = (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 4\n%%EndComments\n"
+              b"(marker) (w) file closefile\nshowpage\n%%EOF\n")
 
 
 def iptc(picture: bytes, kind: int) -> bytes:
@@ -120,12 +124,11 @@ def iptc(picture: bytes, kind: int) -> bytes:
 def only_read() -> dict[str, bytes]:
     "Formats that Pillow reads and does not write, by hand: 8 x 4 pixels."
     w, h, grey = 8, 4, bytes(range(32))
-    card = lambda text: text.ljust(80).encode()
-    fits = b"".join(map(card, ["SIMPLE  =                    T", "BITPIX  =                    8",
-                               "NAXIS   =                    2",
-                               f"NAXIS1  = {w:20}", f"NAXIS2  = {h:20}", "END"])).ljust(2880) + grey
-    pcx, ico = written(scene("P"), "PCX"), written(scene("RGBA", (16, 16)), "ICO", bitmap_format="bmp",
-                                                   sizes=[(16, 16)])
+    cards = [f"SIMPLE  = {'T':>20}", f"BITPIX  = {8:20}", f"NAXIS   = {2:20}", f"NAXIS1  = {w:20}",
+             f"NAXIS2  = {h:20}", "END"]
+    fits = b"".join(card.ljust(80).encode() for card in cards).ljust(2880) + grey
+    pcx = written(scene("P"), "PCX")
+    ico = written(scene("RGBA", (16, 16)), "ICO", bitmap_format="bmp", sizes=[(16, 16)])
     palette = struct.pack("<IH", 778, 4) + struct.pack("<HBB", 1, 0, 0) + bytes(range(256)) * 3
     lines = b"".join(bytes([1, 248]) + grey[8 * k:8 * k + 8] for k in range(4))
     chunk = struct.pack("<IH", 6 + len(lines), 15) + lines
@@ -134,15 +137,20 @@ def only_read() -> dict[str, bytes]:
     area = [0] * 64
     area[1], area[8], area[9], area[10], area[13], area[14], area[33] = 4, h, w, 1, 1, 0, 256
     return {
-        "CUR": ico[:2] + b"\2" + ico[3:], "DCX": struct.pack("<III", 0x3ADE68B1, 12, 0) + pcx, "FITS": fits,
-            "FLI": fli,
+        "CUR": ico[:2] + b"\2" + ico[3:],
+        "DCX": struct.pack("<III", 0x3ADE68B1, 12, 0) + pcx,
+        "FITS": fits,
+        "FLI": fli,
         "FTEX": b"FTEX" + struct.pack("<iiiii", 0, w, h, 1, 1) + struct.pack("<ii", 1, 32)
             + struct.pack("<i", 96) + grey * 3,
         "GBR": struct.pack(">IIIII", 29, 2, w, h, 1) + b"GIMP" + struct.pack(">I", 1) + b"\0" + grey,
-        "IMT": b"*IMT\nwidth 8\nheight 4\npixel n8\n\x0c" + grey, "IPTC": iptc(grey, 1),
-            "IPTC film": iptc(written(scene("L"), "JPEG"), 5), "IPTC eps": iptc(POSTSCRIPT, 5),
-        "MCIDAS": struct.pack(">64i", *area) + grey, "MPEG": b"\0\0\1\xb3\x01\x00\x10" + bytes(40),
-            "PCD": bytes(2048) + b"PCD_" + bytes(3000),
+        "IMT": b"*IMT\nwidth 8\nheight 4\npixel n8\n\x0c" + grey,
+        "IPTC": iptc(grey, 1),
+        "IPTC film": iptc(written(scene("L"), "JPEG"), 5),
+        "IPTC eps": iptc(POSTSCRIPT, 5),
+        "MCIDAS": struct.pack(">64i", *area) + grey,
+        "MPEG": b"\0\0\1\xb3\x01\x00\x10" + bytes(40),
+        "PCD": bytes(2048) + b"PCD_" + bytes(3000),
         "PIXAR": (b"\200\350\0\0" + bytes(412) + struct.pack("<hh", h, w) + bytes(4)
                   + struct.pack("<hh", 14, 2)).ljust(1024, b"\0") + grey * 3,
         "PSD": b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, h, w, 8, 3) + struct.pack(">IIIH", 0, 0, 0, 0)
@@ -151,8 +159,10 @@ def only_read() -> dict[str, bytes]:
         "XPM": b'/* XPM */\nstatic char *a[] = {\n"8 4 2 1",\n"a c #102030",\n"b c #ffeedd",\n'
             + b'"abababab",\n' * 4 + b"};\n",
         "XVTHUMB": b"P7 332\n#XVVERSION:Version 2.28\n#END_OF_COMMENTS\n8 4 255\n" + grey,
-        "EPS": POSTSCRIPT, "BUFR": b"BUFR" + bytes(40), "GRIB": b"GRIB\0\0\0\1" + bytes(40),
-            "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(40),
+        "EPS": POSTSCRIPT,
+        "BUFR": b"BUFR" + bytes(40),
+        "GRIB": b"GRIB\0\0\0\1" + bytes(40),
+        "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(40),
         "WMF": b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhHI", 0, 0, 8, 4, 96, 0) + b"\0\0\1\0\x09\0"
             + bytes(40),
     }
@@ -188,8 +198,8 @@ def png(width: int, height: int, colour: int = 2, depth: int = 8, rows: int | No
     pack, bits = zlib.compressobj(1), {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] * depth
     row = bytes(1 + (width * bits + 7) // 8)
     body = b"".join(pack.compress(row) for _ in range(rows or 0)) + pack.flush()
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0,
-                                                              0))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
             + (chunk(b"PLTE", bytes(6)) if colour == 3 else b"") + more + chunk(b"IDAT", body)
             + chunk(b"IEND", b""))
 
@@ -209,7 +219,8 @@ def tiff(width: int, height: int, values, form: int = 3, bits: int = 32) -> byte
     tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8),
             (277, 3, 1), (278, 4, height), (279, 4, len(data)), (339, 3, form)]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return (b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries
+            + struct.pack("<I", 0))
 
 
 def text_bomb() -> bytes:
@@ -222,35 +233,38 @@ def text_bomb() -> bytes:
 def icon_in_icon() -> bytes:
     "An ICO of 16 x 16 in which lies a PNG of 12,000 x 12,000."
     inner = png(12_000, 12_000, 0, 1, rows=12_000)
-    return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + inner
 
 
 BOMBS = {  # name of the file: how to make it
     "claims 60,000 squared.png": lambda: png(60_000, 60_000),
-         "claims 12,000 squared.png": lambda: png(12_000, 12_000),
-    "claims 9,400 squared.png": lambda: png(9_400, 9_400), "no pixels.pgm": lambda: b"P5 0 0 255\n",
-         "no height.png": lambda: png(5, 0),
+    "claims 12,000 squared.png": lambda: png(12_000, 12_000),
+    "claims 9,400 squared.png": lambda: png(9_400, 9_400),
+    "no pixels.pgm": lambda: b"P5 0 0 255\n",
+    "no height.png": lambda: png(5, 0),
     "no width.gif": lambda: b"GIF89a\0\0\5\0\0\0\0,\0\0\0\0\0\0\5\0\0\2\2\x4c\1\0;",
-         "one column.png": lambda: png(1, 200_000, 0, rows=200_000),
+    "one column.png": lambda: png(1, 200_000, 0, rows=200_000),
     "one row.png": lambda: png(200_000, 1, 0, rows=1),
-         "a column of 89 million.png": lambda: png(1, 89_000_000, 0, 1, rows=1000),
+    "a column of 89 million.png": lambda: png(1, 89_000_000, 0, 1, rows=1000),
     "a row of 89 million.png": lambda: png(89_000_000, 1, 0, 1, rows=1),
-         "a thin strip.png": lambda: png(3, 4_000, rows=4_000),
+    "a thin strip.png": lambda: png(3, 4_000, rows=4_000),
     "nan.tif": lambda: tiff(3, 2, np.array([np.nan, np.inf, -np.inf, 0, 300, 1e30], np.float32)),
-         "comment of 200 MB.png": text_bomb,
-    "icon in an icon.ico": icon_in_icon, "a thousand scans.jpg": lambda: many_scans(4_000, 1000),
-         "a thousand short scans.jpg": lambda: many_scans(4_000, 1000, False),
+    "comment of 200 MB.png": text_bomb,
+    "icon in an icon.ico": icon_in_icon,
+    "a thousand scans.jpg": lambda: many_scans(4_000, 1000),
+    "a thousand short scans.jpg": lambda: many_scans(4_000, 1000, False),
     "deep.tif": lambda: tiff(2, 1, np.array([0, 2**31], np.uint32), 1),
     "89 million bits.png": lambda: png(9_400, 9_400, 0, 1, rows=9_400),
-         "89 million clear.png": lambda: png(9_400, 9_400, 6, rows=9_400),
+    "89 million clear.png": lambda: png(9_400, 9_400, 6, rows=9_400),
     "89 million deep.png": lambda: png(9_400, 9_400, 0, 16, rows=9_400),
 }
 
 # ---------------------------------------------------------------- mutation
 
 EXTREMES = [struct.pack(order + kind, value) for order in "<>"
-            for kind, values in (("H", (0, 1, 0x7fff,
-                                        0xffff)), ("I", (0, 1, 0x7fffffff, 0xffffffff, 0x10000, 60_000)))
+            for kind, values in (("H", (0, 1, 0x7fff, 0xffff)),
+                                 ("I", (0, 1, 0x7fffffff, 0xffffffff, 0x10000, 60_000)))
             for value in values]
 
 
@@ -342,8 +356,8 @@ def batch(k: int) -> bytes:
 def good_members() -> dict[str, bytes]:
     "A small CIFAR-10: the names and bytes of its files."
     meta = pickle.dumps({"label_names": ["airplane"] * 10, "num_vis": 3072}, protocol=2)
-    return {"batches.meta": meta, "readme.html": b"<html></html>"} | {name: batch(k)
-                                                                      for k, name in enumerate(BATCHES)}
+    batches = {name: batch(k) for k, name in enumerate(BATCHES)}
+    return {"batches.meta": meta, "readme.html": b"<html></html>"} | batches
 
 
 def evil_members(out: tarfile.TarFile, rng) -> None:
@@ -477,7 +491,7 @@ def try_picture(path: Path, recipes) -> str:
         assert image.mode == "RGB" and min(image.size) > 0
         for recipe in recipes:
             for views in (1, 10):
-                done = answer(lambda: inference.prepare_views(image, recipe, views))
+                done = answer(functools.partial(inference.prepare_views, image, recipe, views))
                 assert done[0] == "read", f"prepare: {done[1]}"
                 assert bool(done[1].isfinite().all()), "prepare: not finite"
         del image, done
@@ -493,8 +507,8 @@ def try_picture(path: Path, recipes) -> str:
 def try_folder(folder: Path, files: list[Path], checkpoints: list[Path], number: int) -> None:
     "The command on a folder of such files and on one of them; an `AssertionError` says what went wrong."
     from alexnet_nb import inference
-    form, views = (["--json"], ["--csv"], [],
-                   ["--show-all-probs"])[number % 4], ["--ten-views"] if number % 3 == 0 else []
+    form = (["--json"], ["--csv"], [], ["--show-all-probs"])[number % 4]
+    views = ["--ten-views"] if number % 3 == 0 else []
     base = ["--checkpoint", checkpoints[number % 2], "--set", "device.use_cuda=false", *form, *views]
     code, out, err = told(inference.main, [*base, "--image-dir", folder])
     assert err and err[-1].endswith(" skipped"), (code, err[-3:])
@@ -559,9 +573,9 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
     from alexnet_nb.engine import predict_command as engine_predict_command
     torch.set_num_threads(1)
     report, room = os.open(box / "report", os.O_WRONLY | os.O_CREAT | os.O_APPEND), Path.cwd()
-    tell = lambda **what: os.write(report, json.dumps(what).encode() + b"\n")
-    recipes, checkpoints = [data.usual_recipe(), data.Recipe(short_side=256)], [box / "usual.pkl",
-                                                                                box / "paper.pkl"]
+    def tell(**what): os.write(report, json.dumps(what).encode() + b"\n")
+    recipes = [data.usual_recipe(), data.Recipe(short_side=256)]
+    checkpoints = [box / "usual.pkl", box / "paper.pkl"]
     if kind == "archives": __import__("torchvision.datasets")
     Image.init()
     inference.predict(engine_predict_command.load_classifier(checkpoints[0], torch.device("cpu")),
@@ -608,8 +622,7 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
         if failure and ("held" in failure or "left" in failure): break   # the next would be blamed for it
 
 
-# ---------------------------------------------------------------- outside: children, and the sum of what they
-# say
+# ---------------------------------------------------------------- outside: children, and their sum
 
 
 def checkpoint_files(box: Path) -> None:
@@ -635,7 +648,12 @@ def one_child(kind: str, start: int, stop: int, seed: int, box: Path) -> tuple[l
         (bin / name).write_text("#!/bin/sh\ntouch marker\n")
         (bin / name).chmod(0o755)
     (box / "report").unlink(missing_ok=True)
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import hostile_files as h; h.child({kind!r}, {start}, {stop}, {seed}, h.Path({str(box)!r}))"
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import hostile_files as h
+h.child({kind!r}, {start}, {stop}, {seed}, h.Path({str(box)!r}))
+"""
     env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}", "TMPDIR": str(room), "HOME": str(room),
                         "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(box),
                         "TORCHINDUCTOR_CACHE_DIR": str(box / "cache")}
@@ -645,7 +663,8 @@ def one_child(kind: str, start: int, stop: int, seed: int, box: Path) -> tuple[l
         done.wait()
     shutil.rmtree(room, ignore_errors=True)
     report = box / "report"
-    return [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else [], done.returncode
+    rows = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
+    return rows, done.returncode
 
 
 def run_kind(kind: str, n: int, seed: int, bombs: int | None = None) -> dict:
@@ -663,8 +682,8 @@ def run_kind(kind: str, n: int, seed: int, bombs: int | None = None) -> dict:
             for row in ended:
                 found["tried"] += 1
                 if row["outcome"] in found: found[row["outcome"]] += 1
-                found["slowest_seconds"], found["peak_megabytes"] = max(found["slowest_seconds"],
-                    row["seconds"]), max(found["peak_megabytes"], row["peak"])
+                found["slowest_seconds"] = max(found["slowest_seconds"], row["seconds"])
+                found["peak_megabytes"] = max(found["peak_megabytes"], row["peak"])
                 # it writes to stderr by itself, plain text; nobody can silence it from Python
                 found["remarks_of_libtiff"] += row["remarks"]
                 if row["failure"]:
@@ -672,10 +691,10 @@ def run_kind(kind: str, n: int, seed: int, bombs: int | None = None) -> dict:
             number = ended[-1]["ended"] + 1 if ended else number
             if rows and "began" in rows[-1] or not rows:
                 words = (box / "stderr").read_text(errors="replace").strip().splitlines()
-                why = (f"killed by signal {signal.Signals(-code).name}" if code < 0 else "hung"
-                       if any("Timeout" in w for w in words) else f"exit {code}")
-                found["failures"].append(dict(seed=seed, number=number,
-                                              why=f"the process died ({why}): {' | '.join(words[-3:])}"[:500]))
+                why = (f"killed by signal {signal.Signals(-code).name}" if code < 0
+                       else "hung" if any("Timeout" in w for w in words) else f"exit {code}")
+                why = f"the process died ({why}): {' | '.join(words[-3:])}"
+                found["failures"].append(dict(seed=seed, number=number, why=why[:500]))
                 found["tried"], number = found["tried"] + 1, number + 1
                 if not rows: break
     return found | dict(slowest_seconds=round(found["slowest_seconds"], 2),

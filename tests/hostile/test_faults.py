@@ -145,10 +145,9 @@ def test_a_worker_that_dies_during_a_step_is_named(tmp_path, monkeypatch, capsys
         raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. \nmore")
     monkeypatch.setattr(train, "train_step", dead)
     assert train.main(tiny(tmp_path)) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == ("alexnet_train: a process that loads images has "
-                                                        "died (DataLoader worker (pid 4711) is killed by "
-                                                        "signal: Killed); "
-                                                         "lower data.num_workers, then go on with --resume")
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "alexnet_train: a process that loads images has died (DataLoader worker (pid 4711) is killed by "
+        "signal: Killed); lower data.num_workers, then go on with --resume")
 
 
 def test_a_stop_during_validation_leaves_the_network_as_it_was():
@@ -163,7 +162,12 @@ def test_a_stop_during_validation_leaves_the_network_as_it_was():
 
 @needs_fork
 def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
-    code = f"import os, signal; from alexnet_nb.engine.files import lock_folders; held = lock_folders({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
+    code = f"""
+import os
+from alexnet_nb.engine.files import lock_folders
+held = lock_folders({str(tmp_path)!r})
+os.kill(os.getpid(), 9)
+"""
     assert subprocess.run([sys.executable, "-c", code], timeout=200).returncode == -9
     assert (tmp_path / ".running.json").exists()
     lock_folders(tmp_path).close()
@@ -195,7 +199,9 @@ def test_folder_taken_away_with_events_on_their_way(tmp_path, monkeypatch, capsy
         if not done and log.folder.exists() and len(lines(out)) >= 8:
             done.append(shutil.rmtree(out))
             for worker in (log.board[part].file_writer.event_writer._async_writer for part in log.board):
-                while worker._worker.exception is None: worker._byte_queue.put(b"an event"); time.sleep(0.01)
+                while worker._worker.exception is None:
+                    worker._byte_queue.put(b"an event")
+                    time.sleep(0.01)
         act(log, *args, **values)
     done = []
     monkeypatch.setattr(engine_logs.Log, method, remove)
@@ -233,8 +239,8 @@ def check_at_home(tmp_path: Path, straight: Path, err: str) -> None:
     "All is on the drive, as if nothing had happened, and two lines were said."
     shutil.move(tmp_path / "drive", tmp_path / "out" / "models")
     check_equal(tmp_path / "out", straight)
-    assert err.count("training goes on, and saves in") == err.count("is back, and has what was saved "
-                                                                    "meanwhile") == 1
+    assert err.count("training goes on, and saves in") == 1
+    assert err.count("is back, and has what was saved meanwhile") == 1
     assert not list((tmp_path / "out").glob("models_*"))
 
 
@@ -298,7 +304,8 @@ def test_a_disk_that_stays_away(tmp_path, monkeypatch, capsys, numbers, straight
     assert f"go on with --resume {last}" in said.out and load(last)["total_steps"] == 2 * STEPS + 1
     assert load(drive / "alexnet_last.pkl")["total_steps"] == STEPS
     monkeypatch.setattr(engine_train_command, "fit", stop_at)
-    assert train.main(["--resume", str(last), *args, "--set", f"paths.checkpoint_dir={tmp_path / 'elsewhere'}"]) == 0
+    elsewhere = ["--set", f"paths.checkpoint_dir={tmp_path / 'elsewhere'}"]
+    assert train.main(["--resume", str(last), *args, *elsewhere]) == 0
     for which in ("last", "final"):
         assert differences(*(load(f / f"alexnet_{which}.pkl")
                              for f in (tmp_path / "elsewhere", straight / "models")), but=CLOCK) == []
@@ -330,6 +337,7 @@ MOUNT = """
 import pathlib, shutil, subprocess, sys
 sys.path.insert(0, {here!r})
 from common import LONG, tiny
+from planting import plant
 from alexnet_nb import train
 from alexnet_nb.engine import run as engine
 out, store = pathlib.Path({out!r}), pathlib.Path({store!r})
@@ -346,7 +354,8 @@ def at_steps(optimizer, rates, step, warmup_steps):
         print("left behind:", list((out / "models").iterdir()))
         back()
     set_rate(optimizer, rates, step, warmup_steps)
-train.set_rate, engine.write_panels = at_steps, lambda *args: None
+plant(train, "set_rate", at_steps)
+plant(engine, "write_panels", lambda *args: None)
 assert train.main(tiny(out, **LONG)) == 0
 mount("umount", "-l", str(out / "models"))
 shutil.copytree(store / "folder", out / "models", dirs_exist_ok=True)
@@ -354,8 +363,8 @@ shutil.copytree(store / "folder", out / "models", dirs_exist_ok=True)
 
 
 def test_a_disk_that_is_really_unmounted(tmp_path, straight):
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs",
-                                                      tmp_path], capture_output=True).returncode:
+    trial = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if not shutil.which("unshare") or subprocess.run(trial, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     out, store = tmp_path / "out", tmp_path / "store"
     store.mkdir()
@@ -363,7 +372,9 @@ def test_a_disk_that_is_really_unmounted(tmp_path, straight):
     done = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True,
                           timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "left behind: []" in done.stdout and done.stderr.count("training goes on, and saves in") == done.stderr.count("is back, and has") == 1
+    assert "left behind: []" in done.stdout
+    assert done.stderr.count("training goes on, and saves in") == 1
+    assert done.stderr.count("is back, and has") == 1
     check_equal(out, straight)
 
 
@@ -389,8 +400,8 @@ def test_spoiled_weights_at_the_end_of_an_epoch_name_the_step(tmp_path, monkeypa
         engine_train_command.fit(load_config(None, tiny(tmp_path)[1::2]), show_bar=False)
 
 
-@pytest.mark.parametrize("mean, std", [((0.5,) * 3, (0.2, 0.0, 0.2)), ((math.nan, 0, 0), (1, 1, 1)), ((0, 0,
-    0), (1, 1, math.inf)), ((0, 0, 0), (1, -1, 1))])
+@pytest.mark.parametrize("mean, std", [((0.5,) * 3, (0.2, 0.0, 0.2)), ((math.nan, 0, 0), (1, 1, 1)),
+                                       ((0, 0, 0), (1, 1, math.inf)), ((0, 0, 0), (1, -1, 1))])
 def test_a_recipe_that_would_make_numbers_that_are_none(mean, std):
     "Pictures of one colour have no deviation to divide by."
     with pytest.raises(base_errors.InputError,

@@ -25,8 +25,8 @@ from alexnet_nb.data import (
 )
 from common import by_pillow, channels_first, noise
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
-                                                                reason="needs a CUDA device"))]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 USUAL = usual_recipe()
 PAPER = paper_recipe(227, torch.tensor([0.49, 0.48, 0.45]),
                      torch.tensor([[0.06, 0.055, 0.05], [0.055, 0.06, 0.055], [0.05, 0.055, 0.07]]))
@@ -37,8 +37,8 @@ def by_torchvision(image: Image.Image, recipe: Recipe, chance: Augmentation | No
     size = recipe.size
     image = F.resize(image, [size, size] if recipe.short_side is None else [recipe.short_side])
     down, right = (chance.top, chance.left) if chance else (0.5, 0.5)
-    image = F.crop(image, int((image.height - size + 1) * down), int((image.width - size + 1) * right), size,
-                   size)
+    top, left = int((image.height - size + 1) * down), int((image.width - size + 1) * right)
+    image = F.crop(image, top, left, size, size)
     if chance and chance.flip: image = F.horizontal_flip(image)
     x = F.pil_to_tensor(image).float() / 255
     if chance and recipe.colour is not None:
@@ -55,12 +55,12 @@ def assert_prepared_alike(items: np.ndarray, recipe: Recipe, seed: int | None, d
         batch = prepare_batch(channels_first(some, device), recipe, chances).cpu()
         assert (batch.dtype == torch.float32 and batch.is_contiguous()
                 and batch.shape == (len(some), 3, recipe.size, recipe.size))
-        for i, (item, chance) in enumerate(zip(some, chances or [None] * len(some))):
-            image = Image.fromarray(item)
-            assert torch.equal(judge := by_torchvision(image, recipe, chance),
-                               prepare(image, recipe, chance)), f"prepare, image {start + i}"
-            assert torch.equal(judge,
-                               batch[i]), f"prepare_batch, image {start + i}: {(judge - batch[i]).abs().max()}"
+        for i, (item, chance) in enumerate(zip(some, chances or [None] * len(some), strict=True)):
+            image, number = Image.fromarray(item), start + i
+            judge = by_torchvision(image, recipe, chance)
+            assert torch.equal(judge, prepare(image, recipe, chance)), f"prepare, image {number}"
+            apart = (judge - batch[i]).abs().max()
+            assert torch.equal(judge, batch[i]), f"prepare_batch, image {number}: {apart}"
 
 
 @pytest.mark.parametrize("recipe", [USUAL, PAPER], ids=["usual", "paper"])
@@ -90,11 +90,11 @@ def test_corners_of_the_crop():
     chances = [Augmentation(flip, top, left, (0.0, 0.0, 0.0))
                for flip, top, left in product((False, True), (0.0, 1 - 1e-12), (0.0, 1 - 1e-12))]
     batch = prepare_batch(channels_first(items[:1].repeat(8, 0)), recipe, chances)
-    for x, chance in zip(batch, chances):
+    for x, chance in zip(batch, chances, strict=True):
         top, left = 8 * (chance.top > 0.5), 8 * (chance.left > 0.5)
-        crop = items[0][top:top + 24, left:left + 24]
-        assert torch.equal(x * 255, channels_first(crop[None, :,
-                                                        ::-1 if chance.flip else 1].copy())[0].float())
+        crop = items[:1, top:top + 24, left:left + 24]
+        if chance.flip: crop = crop[:, :, ::-1].copy()
+        assert torch.equal(x * 255, channels_first(crop)[0].float())
 
 
 @pytest.mark.cifar10
@@ -111,5 +111,5 @@ def test_real_pictures_alike(cifar10_dir):
 
 def test_data_imports_no_torchvision():
     code = "import sys, alexnet_nb.data; print([m for m in sys.modules if m.split('.')[0] == 'torchvision'])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          timeout=120).stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]"

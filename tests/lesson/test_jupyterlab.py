@@ -20,7 +20,7 @@ from browser import browser, needed, tab
 from common import ROOT
 
 needed()
-from playwright.sync_api import TimeoutError  # noqa: E402
+from playwright.sync_api import TimeoutError
 
 TOKEN = "a-token-for-this-test"
 LONG = 600_000  # ms: Run All on two busy cores
@@ -40,9 +40,10 @@ def lab(tmp_path_factory):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {  # JupyterLab draws inline
-        "ALEXNET_NB_SMOKE": "1", "PYTHONPATH": str(ROOT), "JUPYTERLAB_SETTINGS_DIR": str(private / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(private / "workspaces"),
-        "JUPYTER_CONFIG_DIR": str(private), "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
-            "IPYTHONDIR": str(private / "ipython")}
+        "ALEXNET_NB_SMOKE": "1", "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(private / "ipython"),
+        "JUPYTERLAB_SETTINGS_DIR": str(private / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(private / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(private), "JUPYTER_RUNTIME_DIR": str(private / "runtime")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
                f"--port={port}", f"--IdentityProvider.token={TOKEN}",
                f"--ServerApp.root_dir={folder}", "--ServerApp.open_browser=False", "--LabApp.news_url=None",
@@ -88,17 +89,19 @@ def run_all(page, address, name):
         except TimeoutError: page.keyboard.press("Escape")
         else: break
     page.wait_for_function("""() => {
-        const code = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.jp-InputArea-editor')?.textContent.trim());
+        const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
+        const code = cells.filter(c => c.querySelector('.jp-InputArea-editor')?.textContent.trim());
+        const numbered = c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent);
         return document.querySelector('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')
-            || code.length > 10 && code.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent)) }""", timeout=LONG, polling=1000)
+            || code.length > 10 && code.every(numbered) }""", timeout=LONG, polling=1000)
     failed = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
     assert failed.count() == 0, failed.first.inner_text()[-1500:]
 
 
 def pixels(image) -> np.ndarray:
     "The picture of an <img> that holds it as data, (H, W, 3)."
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.get_attribute("src").split(",",
-        1)[1]))).convert("RGB"))
+    data = base64.b64decode(image.get_attribute("src").split(",", 1)[1])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def count_bars(picture: np.ndarray) -> int:
@@ -144,7 +147,8 @@ def test_a_slider_of_the_lrn_explorer_changes_the_picture(lab, chromium):
         page.wait_for_function("([w, old]) => { const i = w.querySelector('.jp-OutputArea-output img'); "
                                "return i && i.src !== old }",
                                arg=[widget.element_handle(), before], timeout=LONG)
-        assert widget.locator(".jp-OutputArea-output img").count() == 1, "one picture is drawn anew, not a second below it"
+        count = widget.locator(".jp-OutputArea-output img").count()
+        assert count == 1, "one picture is drawn anew, not a second below it"
         assert not [w for w in wrong if "Error" in w and "favicon" not in w], wrong
 
 
@@ -159,11 +163,12 @@ def test_the_predictor_takes_a_picture_and_shows_ten_bars(lab, chromium, tmp_pat
         with page.expect_file_chooser() as chooser:
             page.locator("button.jupyter-widgets", has_text="Upload").first.click()
         chooser.value.set_files(tmp_path / "magenta.png")
-        page.wait_for_function("([w, old]) => { const i = w.querySelector('img'); return i && i.src !== old "
-                               "}", arg=[answer.element_handle(), before], timeout=LONG)
+        page.wait_for_function("([w, old]) => { const i = w.querySelector('img'); "
+                               "return i && i.src !== old }",
+                               arg=[answer.element_handle(), before], timeout=LONG)
         shown = pixels(answer.locator("img").first)
-        assert (abs(shown.astype(int) - (250, 0,
-                                         250)).max(2) < 12).mean() > 0.05, "the uploaded picture is not in the figure"
+        magenta = abs(shown.astype(int) - (250, 0, 250)).max(2) < 12
+        assert magenta.mean() > 0.05, "the uploaded picture is not in the figure"
         assert count_bars(shown) == 10
         assert re.search(rf"^({CLASSES}) \d+\.\d%$", answer.inner_text(), re.M), answer.inner_text()
         assert page.locator("option", has_text="magenta.png").count() == 1

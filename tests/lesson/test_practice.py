@@ -27,7 +27,7 @@ UNDER_WAY = {  # (test, page): what that page still lacks
     ("test_stored_outputs_are_fit_for_a_page", "00_start"): "a hidden cell has 36 lines",
     ("test_stored_outputs_are_fit_for_a_page", "claims/errata"): "a hidden cell has 40 lines",
 }
-KINDS = {"Compute", "Predict", "Repair", "Change"}  # of the lesson; the first hour has "Write it yourself" too
+KINDS = {"Compute", "Predict", "Repair", "Change"}  # the first hour has "Write it yourself" too
 # in this order
 SECTIONS = ("Where this differs from the paper", "If you see this, look there", "Check yourself", "Exercises",
             "Summary")
@@ -83,7 +83,8 @@ def solutions(path) -> dict[int, str]:
     for cell in cells(path, "code"):
         match = re.match(r'#\| code-fold: true\n#\| code-summary: "Solution (\d+)(, [\w ]+)?"\n',
                          cell["source"])
-        assert match or 'code-summary: "Solution' not in cell["source"], f"a solution begins otherwise: {cell['source'][:90]}"
+        if 'code-summary: "Solution' in cell["source"]:
+            assert match, f"a solution begins otherwise: {cell['source'][:90]}"
         if not match: continue
         number = int(match[1])
         assert (number in found) == bool(match[2]), f"two solutions {number}, or none that goes on"
@@ -162,7 +163,7 @@ def test_exercises_have_solutions_that_assert(path):
 
 def equations(path) -> dict[str, str]:
     "Tag by anchor."
-    return {anchor: tag for anchor, tag in EQUATION.findall(prose(path))}
+    return dict(EQUATION.findall(prose(path)))
 
 
 @each_notebook
@@ -170,8 +171,8 @@ def test_equations_are_numbered_and_referred_to(path):
     "By chapter and number in the lesson, by number alone in the rooms of the other wings."
     number, text = re.match(r"0?(\d+)_", path.stem), prose(path)
     chapter, found = f"{number[1]}." if number else "", EQUATION.findall(text)
-    assert all(anchor
-               for anchor, _ in found), f"an equation without an anchor before it: {[tag for anchor, tag in found if not anchor]}"
+    bare = [tag for anchor, tag in found if not anchor]
+    assert not bare, f"an equation without an anchor before it: {bare}"
     assert [tag for _, tag in found] == [f"{chapter}{i + 1}" for i in range(len(found))]
     assert len({anchor for anchor, _ in found}) == len(found) == text.count(r"\tag{")
     for anchor, tag in found:
@@ -229,21 +230,22 @@ def test_a_widget_has_a_picture_a_line_and_a_check(path):
     for i in live_cells(path):
         pictures = [k for k in code if k < i and re.search(r"^draw_\w+\(\)$", found[k]["source"], re.M)
                     and any(d.startswith("fig-alt:") for d in directives(found[k]))]
-        assert pictures, "no picture before the live cell: a cell with fig-alt that calls draw_NAME() as it stands"
+        assert pictures, ("no picture before the live cell: a cell with fig-alt that calls draw_NAME() as it "
+                          "stands")
         picture, after = pictures[-1], [k for k in code if k > i][:4]
         between = "\n".join(found[k]["source"] for k in range(picture + 1, i)
                             if found[k]["cell_type"] == "markdown")
-        assert re.search(r"(?i)^\*.*\bin Jupyter or Colab.*\*$", between,
-                         re.M), "no line that says where it is live"
-        assert any(checks(found[k]["source"])
-                   for k in after), "nothing after the live cell asserts what it shows"
+        told = re.search(r"(?i)^\*.*\bin Jupyter or Colab.*\*$", between, re.M)
+        assert told, "no line that says where it is live"
+        checked = any(checks(found[k]["source"]) for k in after)
+        assert checked, "nothing after the live cell asserts what it shows"
         name = re.search(r"^(draw_\w+)\(\)$", found[picture]["source"], re.M)[1]
         shown = [next(k for k in code if f"def {name}(" in found[k]["source"]),
                  *(k for k in code if picture <= k <= i)]
         text = "\n".join(found[k]["source"] for k in shown)
-        assert "widgets." in text and (found[i]["source"].rstrip().endswith(";")
-                                       or isinstance(ast.parse(found[i]["source"]).body[-1],
-                                                     ast.Assign)), "it would print what it returns"
+        live = found[i]["source"]
+        quiet = live.rstrip().endswith(";") or isinstance(ast.parse(live).body[-1], ast.Assign)
+        assert "widgets." in text and quiet, "it would print what it returns"
         if "Slider(" in text: assert "continuous_update=False" in text
         count = sum(1 for line in text.splitlines() if line.strip() and not line.startswith("#|"))
         assert count < 50, f"{name}: {count} lines"
@@ -289,9 +291,8 @@ def test_a_wrong_solution_fails_the_test_command(tmp_path):
     # it ends before it clears up
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
                          env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
-    said = run.stdout + run.stderr
-    assert run.returncode != 0 and "AssertionError" in said and re.search(r"^ *(assert .*)$", cell["source"],
-                                                                          re.M)[1] in said, said[-2000:]
+    said, line = run.stdout + run.stderr, re.search(r"^ *(assert .*)$", cell["source"], re.M)[1]
+    assert run.returncode != 0 and "AssertionError" in said and line in said, said[-2000:]
 
 
 @pytest.mark.parametrize("test, page", UNDER_WAY, ids=str)

@@ -368,6 +368,7 @@ def test_schedules():
     stalled = rates("plateau", [0.1, 0.2, 0.3, 0.3, 0.3, 0.4], step_size=1)
     np.testing.assert_allclose(stalled, [1.0] * 5 + [0.1])
 
+
 def test_plateau_drops_three_times_and_no_more():
     assert np.allclose(min(rates("plateau", [0.5] * 40, step_size=1)), 1e-3)
 
