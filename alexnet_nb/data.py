@@ -8,7 +8,6 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Augmentation', 'augmentation', 'Rec
            'Images', 'Pictures', 'drawings', 'image_files', 'open_rgb', 'read_cifar10', 'read_folder', 'stack_pixels']
 
 # %% ../nbs/01_data.ipynb #17da2364
-import functools
 import math
 from dataclasses import dataclass
 from typing import Iterator, Sequence
@@ -22,10 +21,12 @@ from .base.drawings import drawings
 from .base.errors import InputError
 from .base.pictures import CLASSES, Images, Pictures, image_files, open_rgb, read_folder
 from .base.pictures import stack_pixels
-from .base.resize import pass_order, resize_side, send
+from .base.resize import pass_order as resize_order
+from .base.resize import resize_side
+from .base.resize import send as to_device
 
 # %% ../nbs/01_data.ipynb #c453c051
-# What the lesson uses and does not teach is handed on from the rooms below.
+# What the lesson uses and does not teach is handed on from other modules.
 _all_ = ["CLASSES", "Images", "Pictures", "drawings", "image_files", "open_rgb", "read_cifar10",
          "read_folder", "stack_pixels"]
 
@@ -34,13 +35,13 @@ _all_ = ["CLASSES", "Images", "Pictures", "drawings", "image_files", "open_rgb",
 class Augmentation:
     "The chances of one image in one epoch."
     flip: bool
-    top: float                             # 0 to 1, of the room a crop has
+    top: float                             # 0 to 1: from the first place that a crop can have to the last
     left: float
-    colour: tuple[float, float, float]     # standard normal, one a principal colour
+    colour: tuple[float, float, float]     # standard normal, one per principal colour
 
 
 def augmentation(seed: int, epoch: int, index: int) -> Augmentation:
-    "Depends on nothing but its three numbers: not on workers, devices, batches or what came before."
+    "Depends on nothing but its three numbers, whatever was drawn before."
     rng = np.random.default_rng([seed, epoch, index])
     return Augmentation(bool(rng.random() < 0.5), rng.random(), rng.random(),
                         tuple(rng.standard_normal(3).tolist()))
@@ -50,6 +51,20 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# %% ../nbs/01_data.ipynb #6a2d90fe
+def _check_recipe(recipe):
+    "Raises `InputError` for numbers that cannot be."
+    if not all(map(math.isfinite, (*recipe.mean, *recipe.std))) or min(recipe.std) <= 0:
+        raise InputError(f"mean {recipe.mean}, std {recipe.std}: must be finite numbers, and std above 0")
+    if recipe.short_side is not None and recipe.short_side < recipe.size:
+        raise InputError(f"a crop of {recipe.size} does not fit into a short side of {recipe.short_side}")
+
+
+def _check_split(val_images, images):
+    if not 0 < val_images < images:
+        raise InputError(f"data.val_images is {val_images}, but there are {images} training images; hold out "
+                         "some, not all")
 
 # %% ../nbs/01_data.ipynb #f8770559
 @dataclass(frozen=True)
@@ -64,13 +79,7 @@ class Recipe:
     flip: bool = True                          # mirror where chance says so
     crop: bool = True                          # crop where chance says so; False: at the centre
 
-    def __post_init__(self):
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise InputError(f"pixels cannot be made less {self.mean} and divided by {self.std}: the "
-                             "numbers must be finite, and the second ones above 0")
-        if self.short_side is not None and self.short_side < self.size:
-            raise InputError(f"a crop of {self.size} pixels does not fit into a picture with a short side "
-                             f"of {self.short_side}; enlarge that")
+    def __post_init__(self): _check_recipe(self)
 
 # %% ../nbs/01_data.ipynb #7fa93a23
 def _resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
@@ -116,8 +125,8 @@ def colour_statistics(images: Images,
     n, total, products = 0, np.zeros(3), np.zeros((3, 3))
     for i in np.linspace(0, len(images) - 1, min(len(images), most)).astype(int):
         flat = np.asarray(images[i]).reshape(-1, 3)
-        for k in range(0, len(flat), 2**24):   # of a huge picture, so many pixels at a time
-            pixels = flat[k:k + 2**24].astype(float) / 255
+        for part in np.array_split(flat, 1 + len(flat) // 10_000_000):   # a large picture in parts
+            pixels = part / 255
             n, total, products = n + len(pixels), total + pixels.sum(0), products + pixels.T @ pixels
     mean = total / n
     return torch.from_numpy(mean), torch.from_numpy(products / n - np.outer(mean, mean))
@@ -153,9 +162,7 @@ def split(labels: np.ndarray, # int (N,)
           seed: int
          ) -> tuple[np.ndarray, np.ndarray]:
     "Positions for training and for validation, each with the classes in the proportions of the whole."
-    if not 0 < val_images < len(labels):
-        raise InputError(f"data.val_images is {val_images}, but there are {len(labels)} training images; "
-                         "hold out some, not all")
+    _check_split(val_images, len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     held = np.zeros(len(labels), bool)
@@ -163,53 +170,54 @@ def split(labels: np.ndarray, # int (N,)
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 # %% ../nbs/01_data.ipynb #974ce59e
-def _place(pixels: torch.Tensor, recipe: Recipe, chances: Sequence[Augmentation] | None) -> torch.Tensor:
-    "Resize, crop and mirror each picture as `prepare` does: int32 (N, 3, size, size), values 0 to 255."
-    old = tuple(pixels.shape[-2:])
-    new = _resized(*old, recipe)
-    corners = [_corner(*new, recipe, chance) for chance in chances or [None] * len(pixels)]
-    x = pixels.int()
-    for dim in pass_order(old, new):
-        x = resize_side(x, dim, new[dim])
-        if new[dim] > recipe.size:
-            x = torch.stack([image.narrow(dim, corner[dim], recipe.size)
-                             for image, corner in zip(x, corners)])
-        # as soon as the width is right: the fewer rows, the less to mirror
+def _resize_crop_flip(pixels: torch.Tensor, recipe: Recipe, chances) -> torch.Tensor:
+    "The first steps of `prepare` for each picture: int32 (N, 3, size, size), values 0 to 255."
+    old_size, x = tuple(pixels.shape[-2:]), pixels.int()
+    new_size = _resized(*old_size, recipe)
+    corners = [_corner(*new_size, recipe, chance) for chance in chances or [None] * len(pixels)]
+    for dim in resize_order(old_size, new_size):   # -1: across the columns, -2: across the rows
+        x = resize_side(x, dim, new_size[dim])
+        if new_size[dim] > recipe.size:            # `narrow` cuts a stretch out of one side
+            x = torch.stack([image.narrow(dim, at[dim], recipe.size) for image, at in zip(x, corners)])
         if dim == -1 and chances and recipe.flip:
-            flip = send([chance.flip for chance in chances], x.device)
+            flip = to_device([chance.flip for chance in chances], x.device)
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     return x
 
 # %% ../nbs/01_data.ipynb #7f4ee61b
+def _normalise(values: torch.Tensor, recipe: Recipe, chances, out: torch.Tensor) -> None:
+    "The last steps of `prepare` for each picture, from int32 to float32."
+    largest, mean, std = (to_device(v, out.device).float() for v in (255, recipe.mean, recipe.std))
+    torch.div(values, largest, out=out)
+    if chances and recipe.colour is not None:
+        shifts = torch.stack([_colour_shift(recipe, chance) for chance in chances])
+        out += to_device(shifts, out.device)[:, :, None, None]
+    out.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+# %% ../nbs/01_data.ipynb #b5d04a97
 def prepare_batch(pixels: torch.Tensor,                       # uint8 (N, 3, H, W), on any device
                   recipe: Recipe,
-                  chances: Sequence[Augmentation] | None = None # one an image; None: no augmentation
+                  chances: Sequence[Augmentation] | None = None # one per image; None: no augmentation
                  ) -> torch.Tensor:
-    """float32 (N, 3, size, size): `prepare` for all pictures at once, on their device; on a CPU equal to it
-    bit for bit."""
-    here = functools.partial(send, device=pixels.device)
-    whole, mean, std = here(255.0), *(here(v).float()[:, None, None] for v in (recipe.mean, recipe.std))
+    "float32 (N, 3, size, size): `prepare` for all at once, on their device; on a CPU the same bits."
     out = torch.empty(len(pixels), 3, recipe.size, recipe.size, device=pixels.device)
-    # so few stay in a CPU's cache from the first step to the last
-    some = 4 if pixels.device.type == "cpu" else max(len(out), 1)
-    for k in range(0, len(out), some):
-        part, luck = out[k:k + some], chances and chances[k:k + some]
-        torch.div(_place(pixels[k:k + some], recipe, luck), whole, out=part)
-        if luck and recipe.colour is not None:
-            part += here(torch.stack([_colour_shift(recipe, chance) for chance in luck]))[:, :, None, None]
-        part.sub_(mean).div_(std)
+    few = 4 if pixels.device.type == "cpu" else max(len(out), 1)
+    for k in range(0, len(out), few):
+        part, luck = slice(k, k + few), chances and chances[k:k + few]
+        _normalise(_resize_crop_flip(pixels[part], recipe, luck), recipe, luck, out=out[part])
     return out
 
 # %% ../nbs/01_data.ipynb #5cb691d7
+def _batch(images: Images, recipe: Recipe, indices: np.ndarray, seed: int | None, epoch: int):
+    "The pictures with these indices as (x, y, index), augmented if there is a seed."
+    chances = [None if seed is None else augmentation(seed, epoch, i) for i in indices.tolist()]
+    x = torch.stack([prepare(images[i], recipe, chance) for i, chance in zip(indices.tolist(), chances)])
+    return x, torch.from_numpy(images.labels[indices]), torch.from_numpy(indices)
+
+# %% ../nbs/01_data.ipynb #e81b62d4
 class Batches:
-    """Every pass is an epoch of (x, y, index): in an order of (seed, epoch), augmented by (seed, epoch,
-    index)."""
-    def __init__(self,
-                 images: Images,
-                 recipe: Recipe,
-                 batch_size: int = 128,
-                 seed: int | None = 0   # None: in the given order, without augmentation
-                ):
+    "Every pass is an epoch of (x, y, index), in an order of (seed, epoch); seed None: as given, unaugmented."
+    def __init__(self, images: Images, recipe: Recipe, batch_size: int = 128, seed: int | None = 0):
         self.images, self.recipe, self.batch_size, self.seed, self.epoch = images, recipe, batch_size, seed, 0
 
     def __len__(self) -> int: return math.ceil(len(self.images) / self.batch_size)
@@ -219,6 +227,4 @@ class Batches:
         if seed is not None: order = np.random.default_rng([seed, epoch]).permutation(order)
         self.epoch += 1
         for part in np.split(order, range(self.batch_size, len(order), self.batch_size)):
-            chances = [None if seed is None else augmentation(seed, epoch, i) for i in part.tolist()]
-            x = torch.stack([prepare(self.images[i], self.recipe, c) for i, c in zip(part.tolist(), chances)])
-            yield x, torch.from_numpy(self.images.labels[part]), torch.from_numpy(part)
+            yield _batch(self.images, self.recipe, part, seed, epoch)
