@@ -50,8 +50,7 @@ def _listening(model: AlexNet, names: list[str]) -> Iterator[dict[str, Tensor]]:
 
 # %% ../nbs/06_looking_inside.ipynb #92b9cfc4
 @torch.no_grad()
-def layer_outputs(model: AlexNet,
-                  batches: Iterable[Tensor], # (N, 3, size, size), prepared
+def layer_outputs(model: AlexNet, batches: Iterable[Tensor], # (N, 3, size, size), prepared
                   layers: list[str] | None = None) -> Iterator[dict[str, Tensor]]:
     "What these layers, or all, give for every batch: dropout off, on the network's device, in its precision."
     names, weight, was_training = network_layers(model, layers), next(model.parameters()), model.training
@@ -80,7 +79,7 @@ def patch_directions(batches: Iterable[Tensor], # (N, 3, S, S), prepared
                      size: int = 11, each: int = 20, seed: int = 0 # `each` of a picture, at random places
                     ) -> tuple[Tensor, Tensor]:
     "Directions of the patches, orthonormal columns, largest first; the energy in the first 1, 2, ... (D,)."
-    generator, products = torch.Generator().manual_seed(seed), 0
+    generator, products = torch.Generator().manual_seed(seed), torch.zeros((), dtype=torch.float64)
     for x in batches:
         windows = x.float().cpu().unfold(2, size, 1).unfold(3, size, 1)  # (N, 3, places, places, size, size)
         rows, columns = torch.randint(windows.shape[2], (2, len(x), each), generator=generator)
@@ -90,16 +89,13 @@ def patch_directions(batches: Iterable[Tensor], # (N, 3, S, S), prepared
     return directions.flip(1).float(), (energy.flip(0).cumsum(0) / energy.sum()).float()
 
 # %% ../nbs/06_looking_inside.ipynb #7ca063ed
-def seen_part(weight: Tensor,     # (K, 3, h, w)
-              directions: Tensor  # (3 * h * w, k), orthonormal columns
-             ) -> Tensor:
+def seen_part(weight: Tensor, directions: Tensor) -> Tensor: # (K, 3, h, w); (3 * h * w, k), orthonormal
     "What is left of the kernels in these directions (K, 3, h, w): the part that patches made of them excite."
     return (weight.flatten(1) @ directions @ directions.T).view_as(weight)
 
 # %% ../nbs/06_looking_inside.ipynb #c6356287
 def kernel_history(weight: Tensor, first: Tensor, directions: Tensor) -> dict[str, float]:
-    """Of the part outside the directions: how much of the first weights is left, and its cosine with them.
-    Of what was learnt: the share of its energy inside."""
+    "Outside the directions: how much is left of the first weights, its cosine; inside: share of the learnt."
     outside, before = (w - seen_part(w, directions) for w in (weight, first))
     left = (outside * before).sum() / before.square().sum()
     cosine = F.cosine_similarity(outside.flatten(), before.flatten(), dim=0)
@@ -130,7 +126,7 @@ class _Sums:
     total: float = 0.0
     squares: float = 0.0
     zeros: int = 0
-    active: Tensor | int = 0 # int64 (C,): in how many pictures each map or unit was above zero somewhere
+    active: Tensor = torch.tensor(0) # int64 (C,): in how many pictures each map or unit was active
 
     def add(self, y: Tensor) -> None: # (N, C, H, W) maps or (N, C) units
         y = y.float()
@@ -167,18 +163,20 @@ class Activations(NamedTuple):
     peaks: dict[str, Peaks]                # of the convolutions asked for
 
 # %% ../nbs/06_looking_inside.ipynb #38d13ecf
-def collect_activations(model: AlexNet,
-                        batches: Iterable[Tensor], # (N, 3, size, size), prepared
+def collect_activations(model: AlexNet, batches: Iterable[Tensor], # (N, 3, size, size), prepared
                         peaks_of: tuple[str, ...] = ("conv2", "conv3", "conv5")) -> Activations:
     "One pass over the batches, for all purposes; everything it leaves is on the CPU."
     statistics = {name: LayerStatistics() for name in network_layers(model)}
-    peaks, last = {name: [] for name in statistics if name in peaks_of}, []
+    peaks = {name: list[list[Tensor]]() for name in statistics if name in peaks_of}
+    last = list[list[Tensor]]()
     for outputs in layer_outputs(model, batches):
         for name, y in outputs.items(): statistics[name].add(y)
         for name in peaks: peaks[name].append([t.cpu() for t in outputs[name].float().flatten(2).max(2)])
         last.append([outputs[name].float().cpu() for name in ("fc7", "fc8")])
     features, logits = map(torch.cat, zip(*last, strict=True))
-    def join(name): return Peaks(*map(torch.cat, zip(*peaks[name], strict=True)), outputs[name].shape[-1])
+    def join(name):
+        values, places = map(torch.cat, zip(*peaks[name], strict=True))
+        return Peaks(values, places, outputs[name].shape[-1])
     return Activations(features, logits.softmax(1), statistics, {name: join(name) for name in peaks})
 
 # %% ../nbs/06_looking_inside.ipynb #6f920b38
@@ -202,7 +200,8 @@ def nearest(queries: Tensor, # float32 (Q, D)
         exact = apart.square().sum(2).sqrt()
         distance, order = exact.sort(dim=1, stable=True)
         found.append((likely.gather(1, order)[:, :k], distance[:, :k]))
-    return tuple(map(torch.cat, zip(*found, strict=True)))
+    positions, distances = map(torch.cat, zip(*found, strict=True))
+    return positions, distances
 
 # %% ../nbs/06_looking_inside.ipynb #e66b95be
 def _majority(labels: Tensor) -> Tensor: # int64 (Q, k), nearest first
@@ -225,8 +224,8 @@ class Field(NamedTuple):
 
     def box(self, row: int, column: int, side: int) -> tuple[int, int, int, int]:
         "What a unit sees of a picture of this side: top, left, bottom, right, the last two just outside."
-        first = [self.start + i * self.jump for i in (row, column)]
-        return *(max(f, 0) for f in first), *(min(f + self.size, side) for f in first)
+        top, left = (self.start + i * self.jump for i in (row, column))
+        return max(top, 0), max(left, 0), min(top + self.size, side), min(left + self.size, side)
 
 # %% ../nbs/06_looking_inside.ipynb #c826e700
 def receptive_field(model: AlexNet, layer: str) -> Field:
@@ -237,6 +236,7 @@ def receptive_field(model: AlexNet, layer: str) -> Field:
     size, jump, start = 1, 1, 0
     for m in model.features[:int(last) + 1]:
         if not isinstance(m, (nn.Conv2d, nn.MaxPool2d)): continue  # the others look at one place
+        assert not isinstance(m.padding, str)  # as `AlexNet` builds them
         z, s, p = (v[0] if isinstance(v, tuple) else v for v in (m.kernel_size, m.stride, m.padding))
         size, jump, start = size + (z - 1) * jump, jump * s, start - p * jump
     return Field(size, jump, start)
@@ -253,8 +253,8 @@ class Patch(NamedTuple):
 def strongest_patches(peaks: Peaks, channel: int, k: int = 9) -> list[Patch]:
     "The k pictures that excite a map most, strongest first, one unit of each; fewer if fewer excite it."
     values, pictures = (t.tolist() for t in peaks.values[:, channel].topk(min(k, len(peaks.values))))
-    def at(i): return divmod(int(peaks.places[i, channel]), peaks.width)
-    return [Patch(i, *at(i), value) for i, value in zip(pictures, values, strict=True) if value > 0]
+    found = zip(pictures, peaks.places[pictures, channel].tolist(), values, strict=True)
+    return [Patch(i, at // peaks.width, at % peaks.width, value) for i, at, value in found if value > 0]
 
 # %% ../nbs/06_looking_inside.ipynb #c64e34d4
 def purity(patches: list[Patch], labels: Tensor) -> float:

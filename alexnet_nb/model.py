@@ -6,6 +6,7 @@
 __all__ = ['init_weights', 'pad_input', 'AlexNet', 'LayerRow', 'layer_table']
 
 # %% ../nbs/03_model.ipynb #cf9f60d6
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .lrn import LocalResponseNorm
+
 
 # %% ../nbs/03_model.ipynb #2cc0b5b1
 def _choose(name: str, value, allowed: tuple):
@@ -26,7 +28,8 @@ def _middle(widths, towers: int, activation: type, without) -> list[nn.Module]:
     maps, w3, w4, w5 = widths
     layers = {"conv3": (w3, 1), "conv4": (w4, towers), "conv5": (w5, towers)}
     for name in without: _choose("without", name, tuple(layers))
-    stay, modules = [name for name in layers if name not in without], []
+    stay = [name for name in layers if name not in without]
+    modules: list[nn.Module] = []
     for name, (out, groups) in layers.items():
         if name not in stay: modules += [nn.Identity(), nn.Identity()]
         else:
@@ -55,7 +58,7 @@ def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, po
 def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dropout: float,
                 place: str) -> nn.Sequential:
     "fc6 to fc8, with dropout on the inputs of fc6 and fc7 or, as in the paper, on their outputs."
-    drop = lambda: nn.Dropout(dropout)
+    def drop(): return nn.Dropout(dropout)
     before = _choose("dropout_place", place, ("before", "after")) == "before"
     first, last = (drop(), activation()) if before else (nn.Identity(), nn.Sequential(activation(), drop()))
     return nn.Sequential(
@@ -64,21 +67,21 @@ def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dr
         nn.Linear(hidden, num_classes))
 
 # %% ../nbs/03_model.ipynb #5f3ded86
-def init_weights(model: nn.Module, how: str = "he") -> None:
-    "Draw an `AlexNet`'s weights anew, in place (section 5): `how` is 'he', 'paper', 'code' or 'torch'."
-    _choose("how", how, ("he", "paper", "code", "torch"))
+_INITS = ("he", "paper", "code", "torch")
+
+def init_weights(model: "AlexNet", how: str = "he") -> None:
+    "Draw the network's weights anew, in place (section 5): `how` is 'he', 'paper', 'code' or 'torch'."
+    _choose("how", how, _INITS)
+    if next(model.parameters()).is_meta: return  # shapes without memory: there is nothing to draw
     layers = [*(model.features[i] for i in (0, 4, 8, 10, 12)), *(model.classifier[i] for i in (1, 4, 6))]
-    if layers[0].weight.is_meta: return  # shapes without memory: there is nothing to draw
     for number, layer in enumerate(layers, 1):
-        if isinstance(layer, nn.Identity): continue  # left out
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)): continue  # left out
+        assert layer.bias is not None
         if how == "torch": layer.reset_parameters()
-        elif how == "he":
-            if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            else: nn.init.normal_(layer.weight, std=0.01)  # He's larger ones make the first steps overshoot
-            nn.init.zeros_(layer.bias)
         else:
-            nn.init.normal_(layer.weight, std=0.03 if how == "code" and number in (3, 4, 5) else 0.01)
-            nn.init.constant_(layer.bias, 1.0 if number in (2, 4, 5, 6, 7) else 0.0)
+            if how == "he" and number < 6: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else: nn.init.normal_(layer.weight, std=0.03 if how == "code" and number in (3, 4, 5) else 0.01)
+            nn.init.constant_(layer.bias, 1.0 if how != "he" and number in (2, 4, 5, 6, 7) else 0.0)
 
 # %% ../nbs/03_model.ipynb #bcdafc0b
 def pad_input(x: Tensor, image_dim: int) -> Tensor:
@@ -90,28 +93,17 @@ def pad_input(x: Tensor, image_dim: int) -> Tensor:
 # %% ../nbs/03_model.ipynb #59998ae1
 class AlexNet(nn.Module):
     "AlexNet (section 3.5): (N, 3, image_dim, image_dim) to logits (N, num_classes); `ValueError` otherwise."
-    def __init__(self,
-                 num_classes: int = 10,
-                 *,
-                 image_dim: int = 227,            # or 224, padded with 3 zeros right and below
-                 towers: int = 1,                 # 2: the paper's two GPUs
-                 activation: str = "relu",        # or 'tanh'
-                 lrn: str = "after_relu",         # 'after_pool' or 'none'
-                 alpha_is: str = "mean",          # see `LocalResponseNorm`
-                 overlapping_pooling: bool = True, # windows of 3, or of 2, every 2 pixels
-                 without: tuple[str, ...] | list[str] = (), # leave out any of 'conv3', 'conv4', 'conv5'
-                 dropout: float = 0.5,
-                 dropout_place: str = "before",   # fc6 and fc7, or 'after' them as in the paper
-                 init: str = "he",                # 'paper', 'code' or 'torch'
-                 width: float = 1.0):             # share of the maps and units; below 1 for tests only
+    def __init__(self, num_classes: int = 10, *, image_dim: int = 227, towers: int = 1,
+                 activation: str = "relu", lrn: str = "after_relu", alpha_is: str = "mean",
+                 overlapping_pooling: bool = True, without: Sequence[str] = (), dropout: float = 0.5,
+                 dropout_place: str = "before", init: str = "he", width: float = 1.0):
         super().__init__()
         self.image_dim = _choose("image_dim", image_dim, (227, 224))
         act = {"relu": nn.ReLU, "tanh": nn.Tanh}[_choose("activation", activation, ("relu", "tanh"))]
-        scale = lambda n: max(2, round(n * width / 2) * 2)
-        maps, hidden = [scale(n) for n in (96, 256, 384, 384, 256)], scale(4096)
+        *maps, hidden = (max(2, round(n * width / 2) * 2) for n in (96, 256, 384, 384, 256, 4096))
         self.features = _features(maps, towers, act, lrn, alpha_is, 3 if overlapping_pooling else 2, without)
         self.classifier = _classifier(maps[-1] * 36, hidden, num_classes, act, dropout, dropout_place)
-        init_weights(self, _choose("init", init, ("he", "paper", "code", "torch")))
+        init_weights(self, _choose("init", init, _INITS))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(pad_input(x, self.image_dim)).flatten(1))
@@ -136,9 +128,9 @@ def _count(layer: nn.Module, y: Tensor) -> tuple[int, int]:
     if isinstance(layer, nn.Linear): return params, layer.weight.numel()
     return params, 0
 
-def _look(layer: nn.Module, field, jump) -> tuple:
+def _look(layer: nn.Module, field: int | None, jump: int | None) -> tuple[int | None, int | None]:
     "Receptive field and jump after a layer, from those before it."
-    if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d)): return field, jump
+    if field is None or jump is None or not isinstance(layer, (nn.Conv2d, nn.MaxPool2d)): return field, jump
     size, stride = (v[0] if isinstance(v, tuple) else v for v in (layer.kernel_size, layer.stride))
     return field + (size - 1) * jump, jump * stride
 
@@ -146,15 +138,14 @@ def _look(layer: nn.Module, field, jump) -> tuple:
 @torch.no_grad()
 def layer_table(model: AlexNet) -> list[LayerRow]:
     "Output shape, parameters, multiply-accumulates and receptive field of every layer, for one image."
-    weight, was_training = next(model.parameters()), model.training
+    weight, was_training, rows = next(model.parameters()), model.training, list[LayerRow]()
     model.eval()
     x = pad_input(torch.zeros(1, 3, model.image_dim, model.image_dim, device=weight.device), model.image_dim)
-    rows, field, jump = [], 1, 1
-    for part, layers in (("features", model.features), ("classifier", model.classifier)):
+    for part, layers, pixel in (("features", model.features, 1), ("classifier", model.classifier, None)):
+        x, field, jump = x if pixel else x.flatten(1), pixel, pixel  # at the image both are 1; flat, neither
         for i, layer in enumerate(layers):
             x, kind = layer(x), type(layer).__name__
             field, jump = _look(layer, field, jump)
             rows.append(LayerRow(f"{part}.{i}", kind, tuple(x.shape[1:]), *_count(layer, x), field, jump))
-        x, field, jump = x.flatten(1), None, None
     model.train(was_training)
     return rows

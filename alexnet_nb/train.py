@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['rescale_velocity', 'make_optimizer', 'Evaluation', 'Diverged', 'evaluate', 'confusion_matrix', 'make_scheduler',
-           'next_rate', 'set_rate', 'train_step', 'Progress', 'Step', 'Epoch', 'epoch_means', 'train']
+           'set_rate', 'train_step', 'Progress', 'Step', 'Epoch', 'train']
 
 # %% ../nbs/04_train.ipynb #79dc52fe
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, amp, nn, optim
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
 from .base.errors import RunError
+
 
 # %% ../nbs/04_train.ipynb #c2427c48
 def rescale_velocity(optimizer: optim.SGD, old_rate: float, new_rate: float) -> None:
@@ -49,6 +51,13 @@ class Evaluation:
 # %% ../nbs/04_train.ipynb #d1f2e3a4
 class Diverged(RunError): "The loss or the outputs are no longer finite numbers: the rate was too high."
 
+def _judged(z: Tensor, y: Tensor, index: Tensor | None = None) -> Evaluation:
+    "What logits and labels come to, in the order of their index if there is one. Raises `Diverged`."
+    if not z.isfinite().all(): raise Diverged("the outputs are not finite numbers; lower the learning rate")
+    i = torch.arange(len(y)) if index is None else index
+    z, y, i = (a[i.argsort(stable=True)] for a in (z, y, i))
+    return Evaluation(float(F.cross_entropy(z, y)), int(z.argmax(1).eq(y).sum()) / len(y), z.softmax(1), y, i)
+
 # %% ../nbs/04_train.ipynb #070ac311
 def evaluate(model: nn.Module, batches: Iterable, # of (x, y) or (x, y, index)
              device: torch.device | None = None, *, precision: torch.dtype = torch.float32,
@@ -57,17 +66,14 @@ def evaluate(model: nn.Module, batches: Iterable, # of (x, y) or (x, y, index)
     device, was_training, parts = device or next(model.parameters()).device, model.training, []
     model.eval()
     try:
-        for x, y, *index in batches:
+        for batch in batches:
             with torch.inference_mode(), torch.autocast(device.type, precision, precision != torch.float32):
-                parts.append((model(x.to(device, non_blocking=True)).float(), y, *index))
+                parts.append((model(batch[0].to(device, non_blocking=True)).float(), *batch[1:]))
             after_batch()
     finally: model.train(was_training)
     if not parts: raise ValueError("there is nothing to evaluate: the batches gave none")
-    z, y, *index = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    z, y, i = map(torch.cat, zip(*gather((z, y, index[0] if index else torch.arange(len(y)))), strict=True))
-    z, y, i = (a[i.argsort(stable=True)] for a in (z, y, i))
-    if not z.isfinite().all(): raise Diverged("the outputs are not finite numbers; lower the learning rate")
-    return Evaluation(float(F.cross_entropy(z, y)), int(z.argmax(1).eq(y).sum()) / len(y), z.softmax(1), y, i)
+    mine = tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return _judged(*map(torch.cat, zip(*gather(mine), strict=True)))
 
 # %% ../nbs/04_train.ipynb #3579b7e0
 def confusion_matrix(result: Evaluation) -> Tensor:
@@ -89,7 +95,7 @@ def make_scheduler(optimizer: optim.Optimizer, schedule: str = "step", # or 'pla
     return ReduceLROnPlateau(optimizer, factor=gamma, patience=step_size, min_lr=lowest)
 
 # %% ../nbs/04_train.ipynb #542acd3c
-def next_rate(optimizer: optim.Optimizer, scheduler: LRScheduler, validation: Evaluation | None) -> None:
+def _next_rate(optimizer: optim.Optimizer, scheduler: LRScheduler, validation: Evaluation | None) -> None:
     "Let the schedule choose the next epoch's rate; 'plateau' looks at the validation error."
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True): group["lr"] = rate
     if not isinstance(scheduler, ReduceLROnPlateau): scheduler.step()
@@ -127,8 +133,7 @@ class Progress:
     step: int = 0  # updates done
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     "What came of one update; its tensors are still on the device."
     number: int    # updates done, with this one
     epoch: int     # counted from 1
@@ -138,8 +143,7 @@ class Step:
     right: Tensor  # (), how many of the images were named rightly
 
 # %% ../nbs/04_train.ipynb #e90c0001
-@dataclass(frozen=True)
-class Epoch:
+class Epoch(NamedTuple):
     "What came of one epoch; loss and accuracy are means over its training images, dropout on."
     number: int     # counted from 1
     loss: float
@@ -148,22 +152,20 @@ class Epoch:
     validation: Evaluation | None = None
 
 # %% ../nbs/04_train.ipynb #92f6fee2
-def epoch_means(steps: list[Step]) -> tuple[float, float]:
+def _epoch_means(steps: list[Step]) -> tuple[float, float]:
     "Mean loss and accuracy over the steps' images, in one transfer from the device. Raises `Diverged`."
-    if not (images := sum(s.images for s in steps)): return torch.nan, torch.nan  # all were done before
+    if not (images := sum(s.images for s in steps)): return torch.nan, torch.nan  # none was left to do
     sums = torch.stack([torch.stack([s.loss * s.images, s.right.to(s.loss.dtype)]) for s in steps]).sum(0)
     loss, accuracy = (sums / images).tolist()
     if abs(loss) < torch.inf: return loss, accuracy
     raise Diverged(f"the loss is {loss} in epoch {steps[0].epoch} (rate {steps[-1].rate:g}): lower that rate")
 
 # %% ../nbs/04_train.ipynb #c6da5f07
-def train(model: nn.Module, batches: Iterable, # each pass is an epoch of (x, y) or (x, y, index)
-          validation: Iterable | None = None, *, epochs: int, # in all, those done before included
-          learning_rate: float = 0.01, momentum=0.9, weight_decay=0.0005, warmup_steps: int = 0,
-          precision: torch.dtype = torch.float32, loss: Callable = F.cross_entropy,
+def train(model: nn.Module, batches: Iterable, validation: Iterable | None = None, *, epochs: int,
+          learning_rate: float = 0.01, momentum=0.9, weight_decay=0.0005, judge: Callable | None = None,
+          precision: torch.dtype = torch.float32, loss: Callable = F.cross_entropy, warmup_steps: int = 0,
           optimizer: optim.Optimizer | None = None, scheduler: LRScheduler | None = None,
           scaler: amp.GradScaler | None = None, progress: Progress | None = None, # go on from here
-          judge: Callable | None = None, # instead of `evaluate`, with the model and the validation batches
           after_step: Callable = lambda s: None, after_epoch: Callable = lambda e: None) -> list[Epoch]:
     "Train the model where it is, until so many epochs are done; what came of each. Raises `Diverged`."
     optimizer = optimizer or make_optimizer(model, learning_rate, momentum, weight_decay)
@@ -179,9 +181,9 @@ def train(model: nn.Module, batches: Iterable, # each pass is an epoch of (x, y)
             steps.append(Step(p.step, p.epoch + 1, rate, len(y), value, right))
             after_step(steps[-1])
         if not p.batch: raise ValueError("there is nothing to train on: the batches gave none")
-        means, result = epoch_means(steps), None if validation is None else judge(model, validation)
+        means, result = _epoch_means(steps), None if validation is None else judge(model, validation)
         history.append(Epoch(p.epoch + 1, *means, rate, result))
-        next_rate(optimizer, scheduler, result)
+        _next_rate(optimizer, scheduler, result)
         p.epoch, p.batch = p.epoch + 1, 0
         after_epoch(history[-1])
     return history

@@ -18,7 +18,7 @@ from alexnet_nb.base.device import describe_device
 from alexnet_nb.base.results import versions
 from alexnet_nb.engine.allocator import reuse_memory
 from alexnet_nb.engine.checkpoint import read_checkpoint
-from alexnet_nb.inference import load_classifier, prepare_views, probabilities
+from alexnet_nb.inference import load_classifier, predict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ def main(checkpoint: str, data_dir: str, n: str = "1000") -> None:
     right, began = {1: 0, 10: 0}, time.monotonic()
     for i in tqdm(chosen, mininterval=10):
         for views in right:
-            mean = probabilities(classifier, prepare_views(test[i], classifier.recipe, views)).mean(0)
+            mean = predict(classifier, test[i], views)
             right[views] += int(mean.argmax()) == test.labels[i]
     one_view, ten_views = (float(right[views] / len(chosen)) for views in (1, 10))
     result = dict(accuracy_one_view=one_view, accuracy_ten_views=ten_views, images=len(chosen),

@@ -89,8 +89,8 @@ def test_ablations_change_one_thing_each():
         for arm in e.arms:
             lab = claims_experiment._Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None,
                                          engine_signals.StopFlag())
-            plain = (claims_experiment._alexnet_config(lab, claims_plans.new_trial(a, 3)) for a in (arm, "base"))
-            cfg, base = (make_config(given).model_dump() for given in plain)
+            cfg, base = (make_config(claims_experiment._alexnet_config(lab, trial)).model_dump()
+                         for trial in (claims_plans.new_trial(a, 3) for a in (arm, "base")))
             changed = [f"{s}.{k}" for s in cfg for k in cfg[s] if cfg[s][k] != base[s][k] and s != "paths"]
             assert changed == list(e.arms[arm]), "the switch must do something, and nothing else may differ"
             assert cfg["data"]["recipe"] == "paper" and cfg["training"]["seed"] == 3

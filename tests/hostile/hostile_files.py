@@ -491,7 +491,7 @@ def try_picture(path: Path, recipes) -> str:
         assert image.mode == "RGB" and min(image.size) > 0
         for recipe in recipes:
             for views in (1, 10):
-                done = answer(functools.partial(inference.prepare_views, image, recipe, views))
+                done = answer(functools.partial(inference._prepare_views, image, recipe, views))
                 assert done[0] == "read", f"prepare: {done[1]}"
                 assert bool(done[1].isfinite().all()), "prepare: not finite"
         del image, done

@@ -175,7 +175,7 @@ def test_a_strip_that_is_just_short_enough(size, tmp_path):
     Image.new("RGB", size, (10, 200, 30)).save(tmp_path / "a.png")
     for recipe in (data.usual_recipe(), data.Recipe(short_side=256)):
         for views in (1, 10):
-            assert inference.prepare_views(base_pictures.open_rgb(tmp_path / "a.png"), recipe,
+            assert inference._prepare_views(base_pictures.open_rgb(tmp_path / "a.png"), recipe,
                                            views).shape == (views, 3, 227, 227)
 
 

@@ -17,11 +17,11 @@ from alexnet_nb.train import (
     Diverged,
     Evaluation,
     Progress,
+    _next_rate,
     confusion_matrix,
     evaluate,
     make_optimizer,
     make_scheduler,
-    next_rate,
     rescale_velocity,
     set_rate,
     train,
@@ -356,7 +356,7 @@ def rates(schedule, accuracies, **options):
         set_rate(optimizer, scheduler.get_last_lr(), 0, 100)  # in the middle of a warm-up
         seen.append(scheduler.get_last_lr()[0])
         optimizer.step()
-        next_rate(optimizer, scheduler, Evaluation(0.0, accuracy, *nothing))
+        _next_rate(optimizer, scheduler, Evaluation(0.0, accuracy, *nothing))
     return seen
 
 
