@@ -26,7 +26,6 @@ from .base.resize import pass_order as resize_order
 from .base.resize import resize_side
 from .base.resize import send as to_device
 
-
 # %% ../nbs/01_data.ipynb #c453c051
 # What the lesson uses and does not teach is handed on from other modules.
 _all_ = ["CLASSES", "Images", "Pictures", "drawings", "image_files", "open_rgb", "read_cifar10",
