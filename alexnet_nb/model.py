@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from .lrn import LocalResponseNorm
 
-
 # %% ../nbs/03_model.ipynb #2cc0b5b1
+_INITS = ("he", "paper", "code", "torch")
+
 def _choose(name: str, value, allowed: tuple):
     "The value, or a `ValueError` that lists the allowed ones."
     if value in allowed: return value
@@ -67,21 +68,21 @@ def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dr
         nn.Linear(hidden, num_classes))
 
 # %% ../nbs/03_model.ipynb #5f3ded86
-_INITS = ("he", "paper", "code", "torch")
-
-def init_weights(model: "AlexNet", how: str = "he") -> None:
-    "Draw the network's weights anew, in place (section 5): `how` is 'he', 'paper', 'code' or 'torch'."
+def init_weights(model: nn.Module, how: str = "he") -> None:
+    "Draw an `AlexNet`'s weights anew, in place (section 5): `how` is 'he', 'paper', 'code' or 'torch'."
     _choose("how", how, _INITS)
     if next(model.parameters()).is_meta: return  # shapes without memory: there is nothing to draw
-    layers = [*(model.features[i] for i in (0, 4, 8, 10, 12)), *(model.classifier[i] for i in (1, 4, 6))]
+    features, classifier = model.features, model.classifier
+    assert isinstance(features, nn.Sequential) and isinstance(classifier, nn.Sequential)
+    layers = [*(features[i] for i in (0, 4, 8, 10, 12)), *(classifier[i] for i in (1, 4, 6))]
     for number, layer in enumerate(layers, 1):
         if not isinstance(layer, (nn.Conv2d, nn.Linear)): continue  # left out
         assert layer.bias is not None
         if how == "torch": layer.reset_parameters()
-        else:
-            if how == "he" and number < 6: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            else: nn.init.normal_(layer.weight, std=0.03 if how == "code" and number in (3, 4, 5) else 0.01)
-            nn.init.constant_(layer.bias, 1.0 if how != "he" and number in (2, 4, 5, 6, 7) else 0.0)
+        elif how == "he" and number < 6: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else: nn.init.normal_(layer.weight, std=0.03 if how == "code" and number in (3, 4, 5) else 0.01)
+        ones = how in ("paper", "code") and number in (2, 4, 5, 6, 7)
+        if how != "torch": nn.init.constant_(layer.bias, 1.0 if ones else 0.0)
 
 # %% ../nbs/03_model.ipynb #bcdafc0b
 def pad_input(x: Tensor, image_dim: int) -> Tensor:

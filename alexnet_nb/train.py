@@ -9,7 +9,6 @@ __all__ = ['rescale_velocity', 'make_optimizer', 'Evaluation', 'Diverged', 'eval
 # %% ../nbs/04_train.ipynb #79dc52fe
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, amp, nn, optim
@@ -52,7 +51,7 @@ class Evaluation:
 class Diverged(RunError): "The loss or the outputs are no longer finite numbers: the rate was too high."
 
 def _judged(z: Tensor, y: Tensor, index: Tensor | None = None) -> Evaluation:
-    "What logits and labels come to, in the order of their index if there is one. Raises `Diverged`."
+    # what logits and labels come to, in the order of their index if there is one
     if not z.isfinite().all(): raise Diverged("the outputs are not finite numbers; lower the learning rate")
     i = torch.arange(len(y)) if index is None else index
     z, y, i = (a[i.argsort(stable=True)] for a in (z, y, i))
@@ -133,7 +132,8 @@ class Progress:
     step: int = 0  # updates done
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     "What came of one update; its tensors are still on the device."
     number: int    # updates done, with this one
     epoch: int     # counted from 1
@@ -143,7 +143,8 @@ class Step(NamedTuple):
     right: Tensor  # (), how many of the images were named rightly
 
 # %% ../nbs/04_train.ipynb #e90c0001
-class Epoch(NamedTuple):
+@dataclass(frozen=True)
+class Epoch:
     "What came of one epoch; loss and accuracy are means over its training images, dropout on."
     number: int     # counted from 1
     loss: float
