@@ -180,7 +180,8 @@ def _resize_crop_flip(pixels: torch.Tensor, recipe: Recipe, chances) -> torch.Te
     for dim in resize_order(old_size, new_size):   # -1: across the columns, -2: across the rows
         x = resize_side(x, dim, new_size[dim])
         if new_size[dim] > recipe.size:            # `narrow` cuts a stretch out of one side
-            x = torch.stack([image.narrow(dim, at[dim], recipe.size) for image, at in zip(x, corners, strict=True)])
+            pairs = zip(x, corners, strict=True)
+            x = torch.stack([image.narrow(dim, at[dim], recipe.size) for image, at in pairs])
         if dim == -1 and chances and recipe.flip:
             flip = to_device([chance.flip for chance in chances], x.device)
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
