@@ -197,7 +197,7 @@ def test_folder_as_csv(final, mixed, capsys):
 
 def test_batches_and_company_change_no_prediction(final, mixed):
     classifier = engine_predict_command.load_classifier(final, torch.device("cpu"))
-    files = engine_predict_command.folder_images(mixed)
+    files = engine_predict_command._folder_images(mixed)
     whole, small = ([p.probabilities for p in engine_predict_command.predict_files(classifier, files, batch_size=n)] for n in (64, 2))
     for a, b in zip(whole, small): assert a == b if a is None else a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
