@@ -147,7 +147,7 @@ from alexnet_nb import train
 from alexnet_nb.engine import files, run as engine
 point, *argv = sys.argv[1:]
 engine.write_panels = lambda *args: None
-save_last, copy, set_rate, torch_save = engine.save_last, engine.copy_checkpoint, train.set_rate, files.torch.save
+save_last, copy, set_rate, torch_save = engine.save_last, files.copy_checkpoint, train.set_rate, files.torch.save
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -186,7 +186,7 @@ elsewhere = dict(in_a_step="set_rate", before_final="_save_final", before_mark="
 place = elsewhere.get(point, "save_last")
 if point == "while_saving": files.torch.save = while_saving
 else:
-    home = train if point == "in_a_step" else engine
+    home = {"in_a_step": train, "before_mark": files}.get(point, engine)
     assert hasattr(home, place), place
     setattr(home, place, globals()[point])
 sys.exit(train.main(argv))
