@@ -1,4 +1,4 @@
-"""AlexNet (2012) rebuilt for CIFAR-10: the lesson's modules lie here, the rest in `base`, `engine` and `claims`."""
+"""AlexNet (2012) rebuilt for CIFAR-10: the lesson lies here, the rest in `base`, `engine` and `claims`."""
 __version__ = "0.1.0"
 
 import importlib

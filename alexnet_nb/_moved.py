@@ -1,7 +1,8 @@
 """Names of version 0.1 at their old addresses."""
 import importlib
 import warnings
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 RENAMED = {"take_folders": "lock_folders", "joined": "process_group", "own_stream": "seed_for_rank",
            "total": "all_reduce_sum", "agree": "all_reduce_max", "gather": "all_gather",

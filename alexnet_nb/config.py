@@ -9,4 +9,5 @@ __all__ = [
     "pick_precision", "read_config_file", "read_results", "reuse_memory", "run_command", "set_seed",
     "to_yaml",
 ]
-__getattr__ = moved("config", ("engine.config", "base.errors", "base.device", "base.results", "engine.allocator", "engine.command"))
+__getattr__ = moved("config", ("engine.config", "base.errors", "base.device", "base.results",
+                               "engine.allocator", "engine.command"))

@@ -15,11 +15,10 @@ from .errors import InputError
 
 # %% ../../nbs/base/device.ipynb #c3e2ebbf
 def pick_device(use_cuda: bool = True, # False keeps to the CPU
-                device_ids=(0,),       # GPU ids; read only where there is CUDA
+                device_ids=(0,),       # GPU ids, one a process; GPU 0 alone: all in turn
                 place: int | None = None # of this process among those on this machine; None: it is alone
                ) -> torch.device:
-    """CUDA if there is one, else Apple's MPS, else the CPU. Of several processes each takes its own id, or
-    all GPUs in turn if only GPU 0 is named. Raises `InputError`."""
+    "CUDA if there is one, else Apple's MPS, else the CPU. Processes share out the ids. Raises `InputError`."
     if not use_cuda: return torch.device("cpu")
     if not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -53,15 +52,14 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def pick_precision(asked: str,           # auto, fp32, bf16 or fp16
                    device: torch.device
                   ) -> torch.dtype:
-    """The type to multiply in; `auto` takes 16 bits only where the chip computes with them. Raises
-    `InputError` for float16 on a CPU."""
+    "The type to multiply in; `auto`: 16 bits where the chip has them. Raises `InputError` for fp16 on a CPU."
     if asked == "fp16" and device.type == "cpu":
         raise InputError("device.precision is 'fp16', which is for GPUs; on a CPU use bf16, fp32 or auto")
     if asked != "auto": return PRECISIONS[asked]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     # older torch cannot tell: then float32
-    has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    has: dict = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
 
 # %% ../../nbs/base/device.ipynb #bcae12f9

@@ -16,7 +16,7 @@ from .pictures import Images
 # %% ../../nbs/base/drawings.ipynb #e0797900
 _S = 4  # drawn four times too large, then shrunk, so that edges are smooth
 
-
+# %% ../../nbs/base/drawings.ipynb #7a008d2d
 @dataclass
 class _Pen:
     "Draws in a box of unit size that is placed, sized and mirrored somewhere on the canvas."
@@ -54,7 +54,7 @@ def _automobile(pen, body, dark, light):
     pen.polygon([(0, .5), (1, .5), (1, .72), (0, .72)], body)
     for u in (.22, .78): pen.ellipse(u, .73, .13, .13, dark)
 
-
+# %% ../../nbs/base/drawings.ipynb #17774c9a
 def _bird(pen, body, dark, light):
     pen.ellipse(.45, .55, .3, .18, body)
     pen.ellipse(.76, .34, .13, .13, body)
@@ -68,12 +68,13 @@ def _cat(pen, body, dark, light):
     for a, b, c in ((.14, .2, .42), (.86, .8, .58)): pen.polygon([(a, 0), (b, .5), (c, .28)], body)
     pen.ellipse(.5, .58, .4, .36, body)
     for u in (.34, .66):
-        pen.ellipse(u, .5, .08, .1, (180, 220, 60)); pen.ellipse(u, .5, .03, .09, (10, 10, 10))
+        pen.ellipse(u, .5, .08, .1, (180, 220, 60))
+        pen.ellipse(u, .5, .03, .09, (10, 10, 10))
     pen.polygon([(.44, .66), (.56, .66), (.5, .73)], (220, 120, 130))
     for s in (-1, 1):
         for v in (.66, .78): pen.line([(.5 + s * .12, .72), (.5 + s * .5, v)], light, .025)
 
-
+# %% ../../nbs/base/drawings.ipynb #b1682b76
 def _dog(pen, body, dark, light):
     pen.ellipse(.5, .45, .34, .36, body)
     for u in (.13, .87): pen.ellipse(u, .48, .13, .34, dark)
@@ -86,8 +87,8 @@ def _dog(pen, body, dark, light):
 def _frog(pen, body, dark, light):
     pen.ellipse(.5, .65, .46, .28, body)
     for u in (.25, .75):
-        pen.ellipse(u, .34, .16, .16, body); pen.ellipse(u, .32, .1, .1, light); pen.ellipse(u, .32, .05, .05,
-                                                                                             (10, 10, 10))
+        for v, r, colour in ((.34, .16, body), (.32, .1, light), (.32, .05, (10, 10, 10))):
+            pen.ellipse(u, v, r, r, colour)
     pen.line([(.2, .7), (.5, .8), (.8, .7)], dark, .04)
     for u in (.08, .92): pen.ellipse(u, .9, .14, .07, body)
 
@@ -98,10 +99,11 @@ def _deer(pen, body, dark, light):
     pen.ellipse(.8, .34, .13, .08, body)
     for u in (.18, .28, .52, .62): pen.line([(u, .65), (u, 1)], body, .045)
     for u in (.68, .8):
-        pen.line([(u, .3), (u - .06, .0)], dark, .04); pen.line([(u - .03, .16), (u + .1, .04)], dark, .035)
+        pen.line([(u, .3), (u - .06, .0)], dark, .04)
+        pen.line([(u - .03, .16), (u + .1, .04)], dark, .035)
     pen.ellipse(.1, .54, .05, .05, light)
 
-
+# %% ../../nbs/base/drawings.ipynb #1634cc19
 def _horse(pen, body, dark, light):
     pen.ellipse(.42, .52, .32, .17, body)
     pen.polygon([(.56, .5), (.74, .54), (.9, .2), (.72, .14)], body)
@@ -130,19 +132,24 @@ _SHAPES = (_airplane, _automobile, _bird, _cat, _deer, _dog, _frog, _horse, _shi
 
 # %% ../../nbs/base/drawings.ipynb #f8031d20
 # Two colours of background, top and bottom, for each class, and the colours its body may have.
-_SKY, _ROAD, _ROOM, _GRASS = ((150, 200, 245), (215, 232, 250)), ((190, 200, 210),
-                                                                  (95, 95, 100)), ((225, 205, 180),
-    (170, 130, 100)), ((185, 215, 240), (95, 160, 70))
+_SKY, _ROAD = ((150, 200, 245), (215, 232, 250)), ((190, 200, 210), (95, 95, 100))
+_ROOM, _GRASS = ((225, 205, 180), (170, 130, 100)), ((185, 215, 240), (95, 160, 70))
 _POND, _SEA = ((120, 160, 110), (70, 115, 125)), ((205, 225, 240), (45, 95, 150))
 _PLACES = (_SKY, _ROAD, _SKY, _ROOM, _GRASS, _ROOM, _POND, _GRASS, _SEA, _ROAD)
+
+# %% ../../nbs/base/drawings.ipynb #4d811b6f
 _BODIES = (
-    ((235, 235, 240), (170, 180, 190), (70, 90, 160)), ((200, 40, 40), (40, 80, 180), (235, 190, 40)),
-           ((190, 50, 40), (40, 60, 150), (60, 50, 50)),
-    ((225, 140, 60), (120, 120, 125), (60, 55, 55)), ((160, 100, 50), (190, 130, 80), (130, 85, 60)),
-           ((140, 90, 50), (200, 160, 110), (230, 225, 215)),
-    ((80, 170, 60), (130, 190, 50), (60, 140, 80)), ((90, 55, 35), (45, 40, 40), (225, 220, 215)),
-           ((200, 60, 50), (235, 235, 235), (230, 160, 50)),
-    ((240, 240, 240), (230, 130, 40), (60, 130, 80)))
+    ((235, 235, 240), (170, 180, 190), (70, 90, 160)),
+    ((200, 40, 40), (40, 80, 180), (235, 190, 40)),
+    ((190, 50, 40), (40, 60, 150), (60, 50, 50)),
+    ((225, 140, 60), (120, 120, 125), (60, 55, 55)),
+    ((160, 100, 50), (190, 130, 80), (130, 85, 60)),
+    ((140, 90, 50), (200, 160, 110), (230, 225, 215)),
+    ((80, 170, 60), (130, 190, 50), (60, 140, 80)),
+    ((90, 55, 35), (45, 40, 40), (225, 220, 215)),
+    ((200, 60, 50), (235, 235, 235), (230, 160, 50)),
+    ((240, 240, 240), (230, 130, 40), (60, 130, 80)),
+)
 
 
 def _jitter(rng, colour, spread: float) -> np.ndarray:
@@ -159,15 +166,13 @@ def _background(label: int, rng) -> Image.Image:
     image = Image.fromarray(np.broadcast_to(top * (1 - t) + bottom * t, (side, side, 3)).astype(np.uint8))
     canvas = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 3)):
-        x, y, r = *rng.uniform(0, side, 2), rng.uniform(4, 20)
+        (x, y), r = rng.uniform(0, side, 2), rng.uniform(4, 20)
         canvas.ellipse([x - r, y - r, x + r, y + r],
                        fill=tuple(map(int, _jitter(rng, (top + bottom) / 2, 40))))
     return image.filter(ImageFilter.GaussianBlur(_S))
 
 # %% ../../nbs/base/drawings.ipynb #3cca4f28
-def _draw_picture(label: int, # 0 to 9, see `CLASSES`
-                 rng: np.random.Generator
-                ) -> np.ndarray:
+def _draw_picture(label: int, rng: np.random.Generator) -> np.ndarray:
     "One drawing, uint8 (32, 32, 3): place, size, side, colours, background and noise are all chance."
     image = _background(label, rng)
     body = _jitter(rng, rng.choice(_BODIES[label]), 14)

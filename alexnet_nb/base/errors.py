@@ -10,8 +10,7 @@ import reprlib
 
 # %% ../../nbs/base/errors.ipynb #f5f56184
 class InputError(ValueError):
-    """What the user gave is wrong. Its text is one line that names the thing and the cure; commands exit with
-    2."""
+    "What the user gave is wrong. Its text is one line with the thing and the cure; commands exit with 2."
 
 
 class RunError(RuntimeError):

@@ -7,16 +7,14 @@ __all__ = ['channels_last', 'in_chunks']
 
 # %% ../../nbs/base/lrn_rows.ipynb #d83df878
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 # %% ../../nbs/base/lrn_rows.ipynb #90a51ab3
-def _strided_sum(q: Tensor, # numbers in a line
-                n: int,    # how many to add
-                step: int  # how far apart they are
-               ) -> Tensor:
-    "For each number of q, the sum of n numbers from there on. Two halves make a whole: 5 takes 3 additions."
+def _strided_sum(q: Tensor, n: int, step: int) -> Tensor:
+    "The sum of n numbers of q, `step` apart, from each on. Two halves make a whole: 5 takes 3 additions."
     if n == 1: return q
     half, shift = _strided_sum(q, n // 2, step), n // 2 * step
     sums = half[:-shift] + half[shift:]
@@ -77,7 +75,7 @@ def in_chunks(x: Tensor,                # (N, C, ...)
     share = x.new_full((), k / (before + 1 + after), dtype=wide)
     padded = [_PaddedRows(size, row, before, after, step, share)]
     if g is not None: padded.append(_PaddedRows(size, row, after, before, step, 0 * share))
-    walk = _forward_rows if g is None else _backward_rows
-    for *parts, o in zip(*(t.split(size) for t in (*rows, out))):
+    walk: Callable[..., None] = _forward_rows if g is None else _backward_rows
+    for *parts, o in zip(*(t.split(size) for t in (*rows, out)), strict=True):
         walk(*(p.to(wide) for p in parts), o, *padded, share, a, beta)
     return out.view(len(x), *x.shape[2:], C).movedim(-1, 1) if last else out.view(x.shape)

@@ -13,11 +13,13 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,31 +43,30 @@ def _part_to_rgb(image: Image.Image, deep: bool) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
-
-def _to_rgb(image: Image.Image # any mode Pillow reads
-          ) -> Image.Image:
+# %% ../../nbs/base/pictures.ipynb #405e3fa1
+def _to_rgb(image: Image.Image) -> Image.Image:
     "The first frame, upright, as 8-bit RGB: transparency goes on white, 16-bit values are scaled."
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         image = ImageOps.exif_transpose(image)
-    deep = image.mode.startswith("I;16") or (image.mode in ("I", "F") and image.getextrema()[1] > 255)
+    highest = image.getextrema()[1] if image.mode in ("I", "F") else None
+    deep = image.mode.startswith("I;16") or (isinstance(highest, (int, float)) and highest > 255)
     # a large picture strip by strip: what lies between needs up to eight times its memory
     rows = max(1, 2**22 // max(1, image.width))
     if rows >= image.height: return _part_to_rgb(image, deep)
     out = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
-        out.paste(_part_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))), deep),
-                  (0, top))
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        out.paste(_part_to_rgb(strip, deep), (0, top))
     return out
 
 # %% ../../nbs/base/pictures.ipynb #b0e7c3d1
 # formats read by running something else, or that may hold one of those
 _OTHER_PROGRAMS = {"EPS", "WMF", "IPTC"}
 
-
+# %% ../../nbs/base/pictures.ipynb #913bbc80
 class _Quiet:
-    """Pillow's remarks go unheard while any thread is inside; `warnings.catch_warnings` by itself is not made
-    for threads."""
+    "Pillow's remarks go unheard while any thread is inside; `catch_warnings` alone is not made for threads."
     def __init__(self): self.lock, self.inside, self.filters = threading.Lock(), 0, warnings.catch_warnings()
 
     def __enter__(self) -> None:
@@ -83,14 +84,12 @@ class _Quiet:
 
 # %% ../../nbs/base/pictures.ipynb #ffc424b8
 def _give_back() -> None:
-    """Freed memory goes back to the system. Every thread keeps its own otherwise, and after a few huge
-    pictures that is gigabytes."""
+    "Freed memory goes back to the system; every thread keeps its own otherwise, in the end gigabytes."
     with suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0)
 
-
+# %% ../../nbs/base/pictures.ipynb #51752bd3
 class _Space:
-    """Lets threads work on pictures together while these have no more than `most` pixels in all; a larger one
-    waits until it is alone."""
+    "Lets threads work on `most` pixels in all at a time; a picture of more waits until it is alone."
     def __init__(self, most: int = 2**26):
         self.most, self.taken, self.changed = most, 0, threading.Condition()
 
@@ -106,11 +105,17 @@ class _Space:
                 self.taken -= pixels
                 self.changed.notify_all()
 
-
+# %% ../../nbs/base/pictures.ipynb #f103c90d
 _QUIET, _SPACE = _Quiet(), _Space()
-# a new process has no other threads
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: (_QUIET.__init__(), _SPACE.__init__()))
+
+
+def _renew() -> None:
+    "A new process has no other threads: nobody is inside."
+    global _QUIET, _SPACE
+    _QUIET, _SPACE = _Quiet(), _Space()
+
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_renew)
 
 # %% ../../nbs/base/pictures.ipynb #6b747a1f
 def _check_size(path: str | Path, image: Image.Image) -> None:
@@ -121,16 +126,15 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
     if min(width, height) < 1:
         raise InputError(f"{path}: has no pixels ({width} x {height}); fetch it again or take it away")
     if max(width, height) > 100 * min(width, height):
-        raise InputError(f"{path}: {width} x {height} pixels, one side over 100 times the other; cut a part "
-                         "out first")
+        raise InputError(f"{path}: {width} x {height} pixels, one side over 100 times the other; "
+                         "cut a part out first")
 
-
+# %% ../../nbs/base/pictures.ipynb #3edd77ac
 def _check_passes(path: str | Path, image: Image.Image) -> None:
     "Raise `InputError` for a JPEG that goes over its pixels more often than any camera or program asks for."
     if image.format not in ("JPEG", "MPO", "BLP") or image.width * image.height < 2**18: return
-    # with these two bytes a pass begins
-    with open(path, "rb") as f:
-        passes = sum(block.count(b"\xff\xda") for block in iter(lambda: f.read(2**20), b""))
+    with open(path, "rb") as f:  # a pass begins with these two bytes
+        passes = sum(block.count(b"\xff\xda") for block in iter(partial(f.read, 2**20), b""))
     if passes * image.width * image.height > 2**31:
         raise InputError(f"{path}: a JPEG in {passes} passes over {image.width} x {image.height} pixels; "
                          "save it again")
@@ -147,16 +151,16 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     if about.st_size > 2**29:
         raise InputError(f"{path}: {about.st_size:,} bytes are too many for a picture; shrink it first")
     Image.init()
-    with _QUIET, Image.open(path, formats=[form for form in Image.ID
-                                           if form not in _OTHER_PROGRAMS]) as image:
+    formats = [form for form in Image.ID if form not in _OTHER_PROGRAMS]
+    with _QUIET, Image.open(path, formats=formats) as image:
         _check_size(path, image)
         _check_passes(path, image)
         yield image
 
-
+# %% ../../nbs/base/pictures.ipynb #4846b3eb
 def _in_words(path: str | Path, error: Exception) -> InputError:
     "What is wrong with a file, in one line."
-    again = "fetch it again or take it away"
+    if isinstance(error, InputError): return error
     for kind, words in ((FileNotFoundError, "no such file; check the path"),
                         (PermissionError, "may not be read; change its permissions"),
                         (MemoryError, "there is not enough memory for it; shrink it first"),
@@ -166,17 +170,16 @@ def _in_words(path: str | Path, error: Exception) -> InputError:
         if isinstance(error, kind): return InputError(f"{path}: {words}")
     if isinstance(error, OSError) and error.errno:
         return InputError(f"{path}: cannot be read ({error.strerror}); check the path")
-    return (error if isinstance(error, InputError)
-            else InputError(f"{path}: damaged image ({one_line(str(error)[:200])}); {again}"))
+    return InputError(f"{path}: damaged image ({one_line(str(error)[:200])}); fetch it again or take it away")
 
 # %% ../../nbs/base/pictures.ipynb #0e2b1e82
 # some of its decoders log to stderr before they raise
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-
+# %% ../../nbs/base/pictures.ipynb #29e860f1
 def open_rgb(path: str | Path,                   # an image file
              use: Callable = lambda image: image # what to make of it before another large one may be opened
-            ) -> Image.Image:
+            ) -> Any: # what `use` gives: a Pillow image, unless told otherwise
     "An image file as upright 8-bit RGB. Raises `InputError` that names the file and what is wrong with it."
     with ExitStack() as stack:
         try:
@@ -194,8 +197,8 @@ def image_files(folder: str | Path # searched at its top level only
                ) -> list[Path]:
     "The files of a folder whose suffix names an image format, in any case, sorted by name."
     suffixes = Image.registered_extensions()
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes
-                  and not p.name.startswith("."))
+    shown = (p for p in Path(folder).iterdir() if not p.name.startswith("."))
+    return sorted(p for p in shown if p.suffix.lower() in suffixes)
 
 # %% ../../nbs/base/pictures.ipynb #eacb9db6
 @dataclass(frozen=True)
@@ -215,10 +218,10 @@ class Images:
         "What to call a picture in an error."
         return f"picture {i}" if isinstance(self.items, np.ndarray) else str(self.items[i])
 
-    def take(self, indices: Sequence[int]) -> "Images":
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Images":
         "The pictures at these positions."
-        items = (self.items[indices] if isinstance(self.items, np.ndarray)
-                 else [self.items[i] for i in indices])
+        every = self.items
+        items = every[indices] if isinstance(every, np.ndarray) else [every[i] for i in indices]
         return replace(self, items=items, labels=self.labels[indices])
 
 # %% ../../nbs/base/pictures.ipynb #4de6d993
@@ -228,27 +231,25 @@ def read_folder(folder: str | Path,                   # one folder a class in it
     "A folder of class folders. Raises `InputError` if it, a class or a class's images are missing."
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise InputError(f"{folder}: no such folder; set data.data_dir and paths.train_img_dir to where the "
-                         "images are")
-    found = sorted(name for name in os.listdir(folder) if os.path.isdir(folder / name)
-                   and not name.startswith("."))
+        raise InputError(f"{folder}: no such folder; set data.data_dir and paths.train_img_dir "
+                         "to where the images are")
+    names = (name for name in sorted(os.listdir(folder)) if not name.startswith("."))
+    found = [name for name in names if os.path.isdir(folder / name)]
+    wanted = tuple(classes or found)
     if not found: raise InputError(f"{folder}: is empty; it needs one folder of images a class")
     # bytes that are no text: checkpoints hold text
     if bad := [name for name in found if not name.isascii() and "\\udc" in ascii(name)]:
         raise InputError(f"{folder / bad[0]}: the name is not UTF-8; give the folder another one")
-    missing = sorted(set(classes or ()) - set(found))
-    if missing:
-        more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
-        raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; it needs "
-                         f"{', '.join(classes[:10])}{more}")
-    files, labels = [], []
-    for label, name in enumerate(classes or found):
-        here = image_files(folder / name)
-        if not here:
-            raise InputError(f"{folder / name}: holds no image; put some there or take the folder away")
-        files += here
-        labels += [label] * len(here)
-    return Images(files, np.array(labels), tuple(classes or found))
+    if missing := sorted(set(wanted) - set(found)):
+        more = f" and {len(wanted) - 10} more" if len(wanted) > 10 else ""
+        raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; "
+                         f"it needs {', '.join(wanted[:10])}{more}")
+    files = [image_files(folder / name) for name in wanted]
+    for name, of_class in zip(wanted, files, strict=True):
+        if of_class: continue
+        raise InputError(f"{folder / name}: holds no image; put some there or take the folder away")
+    labels = np.repeat(np.arange(len(wanted)), [len(of_class) for of_class in files])
+    return Images([file for of_class in files for file in of_class], labels, wanted)
 
 # %% ../../nbs/base/pictures.ipynb #0c4e77cc
 def _check_file(path: Path) -> None:
@@ -264,16 +265,12 @@ def check_images(images: Images) -> None:
     "Read every file once (large ones: their headers), so that a broken one is named before work begins."
     if isinstance(images.items, np.ndarray): return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(_check_file, images.items), total=len(images), desc="checking images",
-                      leave=False, disable=len(images) < 5000):
-            pass
+        checked = pool.map(_check_file, images.items)
+        list(tqdm(checked, "checking images", len(images), leave=False, disable=len(images) < 5000))
 
 # %% ../../nbs/base/pictures.ipynb #6d53a2fe
-def stack_pixels(images: Images,
-                 most_bytes: int # of all pixels together
-                ) -> torch.Tensor | None:
-    """All pictures as uint8 (N, 3, H, W), or None if their sizes differ or they are too many bytes. Raises
-    `InputError` for a bad file."""
+def stack_pixels(images: Images, most_bytes: int) -> torch.Tensor | None:
+    "All as uint8 (N, 3, H, W); None if sizes differ or it is too much. Raises `InputError` for a bad file."
     width, height = images[0].size
     # the few that are huge are better read when asked for
     if 3 * height * width * len(images) > most_bytes or height * width > 2**24: return None
@@ -286,11 +283,11 @@ def stack_pixels(images: Images,
         if same := picture.shape == pixels.shape[1:]: pixels[i] = picture
         return same
 
-    quiet = len(images) < 5000
-    with (ThreadPoolExecutor(os.cpu_count()) as pool,
-          tqdm(pool.map(read, range(len(images))), total=len(images), desc="reading images", leave=False,
-               disable=quiet) as bar):
-        if all(bar): return pixels
+    n = len(images)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        alike = pool.map(read, range(n))
+        with tqdm(alike, "reading images", n, leave=False, disable=n < 5000) as bar:
+            if all(bar): return pixels
         pool.shutdown(cancel_futures=True)
     return None
 

@@ -18,12 +18,11 @@ def draw_curves(steps: list[dict],  # lines of steps.jsonl
                 epochs: list[dict], # lines of epochs.jsonl
                 title: str = ""
                ):
-    """A matplotlib figure of loss and accuracy over the steps: every batch, faint; a running mean; validation
-    as points."""
+    "Loss and accuracy over the steps in matplotlib: each batch, faint; a running mean; validation as points."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 3.4), layout="constrained")
     x, w = [s["step"] for s in steps], max(1, len(steps) // 50)  # w: steps in the running mean
-    for ax, key in zip(fig.subplots(1, 2), ("loss", "accuracy")):
+    for ax, key in zip(fig.subplots(1, 2), ("loss", "accuracy"), strict=True):
         y = np.array([s.get(key, math.nan) for s in steps])
         if w > 1: ax.plot(x, y, color="tab:blue", alpha=0.25, lw=0.8)
         if steps:
@@ -50,10 +49,9 @@ def fitting_label(name: str, most: int = 24) -> str:
     name = one_line(name)
     return name if len(name) <= most else name[:most - 1] + "…"
 
-
+# %% ../../nbs/base/plots.ipynb #cd8fa6b2
 def matrix_figure(counts: Tensor, classes: tuple[str, ...]):
-    """A confusion matrix as a matplotlib figure; shares of each true class. More than forty classes are
-    numbered, not named."""
+    "Shares of each true class as a matplotlib figure; more than forty classes are numbered, not named."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 5), layout="constrained")
     ax = fig.subplots()

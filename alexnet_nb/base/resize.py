@@ -15,8 +15,7 @@ from PIL import Image
 
 # %% ../../nbs/base/resize.ipynb #dde4be80
 def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For a side resized from `length` to `size`: the pixels that each new one is mixed of and their shares
-    of 2**22, both (taps, size)."""
+    "The pixels that each of `size` new ones is mixed of, and their shares of 2**22, both (taps, size)."
     scale = length / size
     reach = max(scale, 1.0)                                         # old pixels on either side
     centre = (np.arange(size)[:, None] + 0.5) * scale
@@ -37,11 +36,11 @@ def send(values, device: torch.device) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _taps_on(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _taps_on(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     "`_taps`, kept on the device."
     return tuple(send(np.ascontiguousarray(a), device) for a in _taps(length, size))
 
-
+# %% ../../nbs/base/resize.ipynb #295d5c63
 def resize_side(x: torch.Tensor, # int32 (N, C, H, W), values 0 to 255
                  dim: int,        # -1 for the width, -2 for the height
                  size: int
@@ -51,14 +50,14 @@ def resize_side(x: torch.Tensor, # int32 (N, C, H, W), values 0 to 255
     pixels, shares = _taps_on(x.shape[dim], size, x.device)
     if dim == -2: shares = shares[..., None]
     total = x.index_select(dim, pixels[0]).mul_(shares[0])
-    for pixel, share in zip(pixels[1:], shares[1:]): total.addcmul_(x.index_select(dim, pixel), share)
+    for pixel, share in zip(pixels[1:], shares[1:], strict=True):
+        total.addcmul_(x.index_select(dim, pixel), share)
     return total.add_(2**21).bitwise_right_shift_(22)
 
 # %% ../../nbs/base/resize.ipynb #bb0e8674
 @functools.lru_cache(maxsize=64)
 def pass_order(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
-    """Which pass Pillow does first: that over the width (-1), but since version 13 sometimes that over the
-    height (-2), if it shrinks."""
+    "Pillow's first pass: over the width (-1), but since version 13 sometimes the height (-2), if it shrinks."
     if new[0] >= old[0]: return -1, -2
     noise = np.random.default_rng(0).integers(0, 256, (1 + 2**14 // (old[0] * old[1]), *old), dtype=np.uint8)
     asked = [np.asarray(Image.fromarray(picture).resize(new[::-1], Image.Resampling.BILINEAR))
@@ -67,11 +66,8 @@ def pass_order(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
     return (-1, -2) if (width_first.numpy() == np.stack(asked)).all() else (-2, -1)
 
 
-def _resize_pixels(pixels: torch.Tensor,  # uint8 (N, 3, H, W), on any device
-                  size: tuple[int, int]  # new height and width
-                 ) -> torch.Tensor:
-    """uint8 (N, 3, height, width): Pillow's bilinear resize, bit for bit, up or down
-    (`libImaging/Resample.c`)."""
+def _resize_pixels(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    "uint8 (N, 3, height, width): Pillow's bilinear resize (`libImaging/Resample.c`) to the last bit."
     x = pixels.int()
     for dim in pass_order(tuple(pixels.shape[-2:]), tuple(size)): x = resize_side(x, dim, size[dim])
     return x.to(torch.uint8)

@@ -15,12 +15,8 @@ from ..base.pictures import Images
 from ..data import split
 
 # %% ../../nbs/engine/baseline.ipynb #e7b5ccad
-def _fit_linear(x: Tensor,    # float (N, D)
-                y: Tensor,    # int64 (N,)
-                classes: int,
-                decay: float  # times the sum of the squared weights, added to the loss
-               ) -> nn.Linear:
-    "The linear classifier of least loss, found by L-BFGS from zero weights."
+def _fit_linear(x: Tensor, y: Tensor, classes: int, decay: float) -> nn.Linear:
+    "The linear classifier of least loss on x (N, D) and y (N,), found by L-BFGS from zero weights."
     layer = nn.Linear(x.shape[1], classes)
     nn.init.zeros_(layer.weight)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")

@@ -14,9 +14,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,13 +26,13 @@ from torch import nn
 from ..base.device import pick_device, pick_precision
 from ..base.drawings import drawings
 from ..base.errors import InputError
+from ..lrn import LocalResponseNorm
+from ..model import AlexNet
 from .bench_tasks import Task
 from .command import run_command
 from .files import save_json
 from .speed import TYPES, Rates, elements, floor_seconds, flops, kept_bytes
 from .turns import Side, interleave, others_busy, serve, summary
-from ..lrn import LocalResponseNorm
-from ..model import AlexNet
 
 # %% ../../nbs/engine/bench.ipynb #5979a38a
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class _Sizes:
 _SMALL = _Sizes(width=1 / 24, batch=8, steps=2, files=12, repeats=2, workers=1,
               shapes=((2, 16, 13, 13), (2, 32, 7, 7)))
 
+# %% ../../nbs/engine/bench.ipynb #df88bbc6
 # How many times faster than the usual implementation, by device, row and precision.
-_GOALS = {
+_GOALS: dict[str, dict] = {
     "cpu": {"lrn": {"fp32": 8, "bf16": 8}, "step": {"fp32": 2.5, "bf16": 4.5},
             "epoch": {"fp32": 2.5, "bf16": 4.5}, "folder": {"fp32": 4, "bf16": 7.5}},
     "cuda": {"step": {"bf16": 3}, "epoch": {"bf16": 6}, "folder": {"bf16": 20}}}
@@ -65,11 +68,10 @@ def _folder_of_drawings(folder: Path, n: int) -> None:
     for i in range(n): pictures[i].save(folder / f"{i:04d}.jpg", quality=90)
 
 
-def _variants(row: str, base: Task, precisions: list[str]) -> list[Task]:
+def _variants(base: Task, precisions: list[str]) -> list[Task]:
     "The ways in which ours does a row: every precision; a normalisation in both orders of memory."
-    layouts = (False, True) if row == "lrn" else (True,)
-    return [replace(base, row=row, ours=True, precision=p, channels_last=layout) for p in precisions
-            for layout in layouts]
+    layouts = (False, True) if base.row == "lrn" else (True,)
+    return [replace(base, precision=p, channels_last=last) for p in precisions for last in layouts]
 
 # %% ../../nbs/engine/bench.ipynb #352d0e69
 _PARTS = ("lrn", "step", "epoch", "folder", "memory", "staircase")
@@ -81,8 +83,8 @@ class _Bench:
     sizes: _Sizes
     device: torch.device
     precisions: list[str]
-    until: float = math.inf       # of time.monotonic()
-    path: Path | None = None      # of the JSON file
+    until: float = math.inf         # of time.monotonic()
+    path: Path | None = None        # of the JSON file
     parts: tuple[str, ...] = _PARTS # to measure; with fewer than all, the file keeps the others
     show: Callable[[str], None] = lambda line: print(line, flush=True)
 
@@ -94,63 +96,57 @@ class _Bench:
         self.usual, self.ours = Side(), Side("reuse")
         self.same = Side("reuse") if self.device.type == "cpu" and sys.platform == "linux" else None
         with torch.device("meta"): self.model = AlexNet(width=s.width)  # for its shapes
-        self.result = dict(date=datetime.date.today().isoformat(), finished=False, sizes=asdict(s),
-                           batch_size=s.batch,
-                           precisions=self.precisions, others_busy=busy,
-                           rows=[], memory=[], staircase=[], skipped=[])
+        today = datetime.date.today().isoformat()
+        self.result: dict[str, Any] = dict(date=today, finished=False, sizes=asdict(s), batch_size=s.batch)
+        self.result |= dict(precisions=self.precisions, others_busy=busy)
+        self.result |= dict(rows=[], memory=[], staircase=[], skipped=[])
 
     def close(self) -> None:
-        for side in (self.usual, self.ours, self.same):
-            if side: side.close()
+        for side in filter(None, (self.usual, self.ours, self.same)): side.close()
 
 # %% ../../nbs/engine/bench.ipynb #b1cd0f95
 def _too_late(bench: _Bench, what: str) -> bool:
     "Is time up? Then note what is left out."
-    if time.monotonic() < bench.until: return False
-    bench.result["skipped"].append(what)
-    return True
+    late = time.monotonic() >= bench.until
+    if late: bench.result["skipped"].append(what)
+    return late
 
 
 def _write_result(bench: _Bench) -> None:
     "The JSON file, whole at any time."
-    if bench.path is None: return
-    save_json(bench.path, bench.result, "--results")
+    if bench.path: save_json(bench.path, bench.result, "--results")
 
 # %% ../../nbs/engine/bench.ipynb #0bbbbd92
-def _go_on(bench: _Bench) -> Rates:
-    """Keep the parts of the file that are not measured anew, and their floor. Raises `InputError` if they
-    come from elsewhere."""
-    try: old = json.loads(bench.path.read_text(encoding="utf-8"))
-    except ValueError: old = None
+def _go_on(bench: _Bench, path: Path) -> Rates:
+    "Keep the file's other parts, and their floor. Raises `InputError` if they come from elsewhere."
+    old, cure = None, "measure everything, into another file"
+    with suppress(ValueError): old = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(old, dict) or "floor" not in old:
-        raise InputError(f"{bench.path}: is no result of alexnet_bench; measure everything, into another "
-                         "file")
+        raise InputError(f"{path}: is no result of alexnet_bench; {cure}")
     new = json.loads(json.dumps(bench.result)) | bench.ours.ask("about", bench.base)
     for what in ("device", "cpu", "threads", "precisions", "sizes"):
         if old.get(what) != new[what]:
-            raise InputError(f"{bench.path}: its {what} differ ({old.get(what)} there, {new[what]} here); "
-                             "measure everything, into another file")
-    kept = dict(rows=[r for r in old["rows"] if r["row"] not in bench.parts],
-                **{p: [] if p in bench.parts else old[p] for p in ("memory", "staircase")})
+            raise InputError(f"{path}: its {what} differ ({old.get(what)} there, {new[what]} here); {cure}")
     busy = [b for b in (old["others_busy"], new["others_busy"]) if b is not None]
-    skipped = [s for s in old["skipped"] if s.split()[0].lower() not in bench.parts]
-    bench.result |= old | kept | dict(date=new["date"], finished=False, others_busy=max(busy, default=None),
-                                      skipped=skipped)
+    bench.result |= old | dict(date=new["date"], finished=False, others_busy=max(busy, default=None))
+    bench.result["rows"] = [row for row in old["rows"] if row["row"] not in bench.parts]
+    bench.result["skipped"] = [s for s in old["skipped"] if s.split()[0].lower() not in bench.parts]
+    bench.result |= {part: [] for part in ("memory", "staircase") if part in bench.parts}
     return Rates(old["floor"]["flops"], old["floor"]["bandwidth"])
 
 # %% ../../nbs/engine/bench.ipynb #3fc6a9e5
 def _measure_floor(bench: _Bench) -> Rates:
     "What this machine's convolutions and memory can do; also into the result."
-    ask = lambda what: bench.ours.ask("floor", replace(bench.base, precision=what))["rate"]
+    model, result = bench.model, bench.result
+    def ask(what): return bench.ours.ask("floor", replace(bench.base, precision=what))["rate"]
     rates = Rates({p: ask(p) for p in bench.precisions}, ask("memory"))
-    floors = {p: dict(train=1 / floor_seconds(bench.model, rates, p, bench.sizes.batch),
-                      infer=1 / floor_seconds(bench.model, rates, p, 64, False))
+    def images(*args): return 1 / floor_seconds(model, rates, *args)
+    floors = {p: dict(train=images(p, bench.sizes.batch), infer=images(p, 64, False))
               for p in bench.precisions}
-    bench.result |= bench.ours.ask("about", bench.base)
-    bench.result["floor"] = dict(asdict(rates), images_per_second=floors, train_flops=flops(bench.model),
-                                 infer_flops=flops(bench.model, False),
-                                 train_elements=elements(bench.model),
-                                 parameters=sum(p.numel() for p in bench.model.parameters()))
+    result |= bench.ours.ask("about", bench.base)
+    result["floor"] = asdict(rates) | dict(images_per_second=floors, train_flops=flops(model))
+    result["floor"] |= dict(infer_flops=flops(model, False), train_elements=elements(model))
+    result["floor"]["parameters"] = sum(p.numel() for p in model.parameters())
     return rates
 
 # %% ../../nbs/engine/bench.ipynb #314c1c9d
@@ -164,164 +160,157 @@ def _floor_of(task: Task, images: int, model: AlexNet, rates: Rates) -> float:
 
 def judge(row: dict, kind: str, name: str, small: bool) -> dict:
     "Goals beside what was reached: each met, not met, or None where there is no goal."
-    def goal(table): return None if small else table.get(row["row"], {}).get(row["precision"])
-    wanted = dict(ratio=goal(_GOALS.get(kind, {})), share_of_floor=goal(_FLOOR_GOALS.get(kind, {})),
-                  images_per_second=goal(_H100_GOALS) if "H100" in name else None)
-    reached = dict(ratio=row["ratio"], share_of_floor=row["share_of_floor"],
-                   images_per_second=row["ours"]["images_per_second"])
-    return dict(goals=wanted, met={k: None if g is None else reached[k] >= g for k, g in wanted.items()})
+    tables: dict[str, dict] = dict(ratio=_GOALS.get(kind, {}), share_of_floor=_FLOOR_GOALS.get(kind, {}),
+                                   images_per_second=_H100_GOALS if "H100" in name else {})
+    goals = {what: None if small else table.get(row["row"], {}).get(row["precision"])
+             for what, table in tables.items()}
+    reached = row["ours"] | row
+    return dict(goals=goals, met={k: None if g is None else reached[k] >= g for k, g in goals.items()})
 
 # %% ../../nbs/engine/bench.ipynb #46e65a7b
-def _measure_row(bench: _Bench, rates: Rates, base: Task, title: str) -> None:
+def _measure_row(bench: _Bench, rates: Rates, base: Task, title: str, images: int) -> None:
     "One row: the usual implementation, itself under our allocator, and ours in every precision, in turn."
-    kind, usual = bench.device.type, replace(base, ours=False)
-    ours = _variants(base.row, base, bench.precisions)
-    work = [(bench.usual, usual)] + [(bench.same, usual)] * bool(bench.same) + [(bench.ours, task)
-                                                                                for task in ours]
-    times = interleave(work, bench.sizes.repeats, bench.until)
-    images = dict(lrn=base.shape[0] if base.shape else 0, step=base.batch, epoch=base.batch * base.steps,
-                  folder=bench.sizes.files)[base.row]
-    sums = [summary(t, images) for t in times]
-    for task, mine in zip(ours, sums[-len(ours):]):
+    ours, usual_task = _variants(base, bench.precisions), replace(base, ours=False)
+    usual_sides = [side for side in (bench.usual, bench.same) if side]
+    work = [*((side, usual_task) for side in usual_sides), *((bench.ours, task) for task in ours)]
+    sums = [summary(times, images) for times in interleave(work, bench.sizes.repeats, bench.until)]
+    usual, same = sums[0], sums[1] if bench.same else None
+    for task, mine in zip(ours, sums[-len(ours):], strict=True):
         least = _floor_of(task, images, bench.model, rates)
         row = dict(row=base.row, title=title, shape=list(base.shape), precision=task.precision, images=images,
-                   layout="channels_last" if task.channels_last else "channels_first",
-                   usual=dict(sums[0], allocator="default"),
-                   usual_our_allocator=sums[1] if bench.same else None,
-                   ours=dict(mine, allocator=bench.ours.allocator),
-                   ratio=sums[0]["median"] / mine["median"],
-                   ratio_same_allocator=sums[1]["median"] / mine["median"] if bench.same else None,
-                   floor_seconds=least, share_of_floor=least / mine["median"])
-        bench.result["rows"].append(row | judge(row, kind, bench.result["device"], bench.sizes.width < 1))
-        bench.show(_format_row(bench.result["rows"][-1]))
+                   layout="channels_last" if task.channels_last else "channels_first")
+        row |= dict(usual=usual | dict(allocator="default"), usual_our_allocator=same,
+                    ours=mine | dict(allocator=bench.ours.allocator))
+        row |= dict(ratio=usual["median"] / mine["median"],
+                    ratio_same_allocator=same["median"] / mine["median"] if same else None)
+        row |= dict(floor_seconds=least, share_of_floor=least / mine["median"])
+        row |= judge(row, bench.device.type, bench.result["device"], bench.sizes.width < 1)
+        bench.result["rows"].append(row)
+        bench.show(_format_row(row))
     _write_result(bench)
 
 # %% ../../nbs/engine/bench.ipynb #751f9c24
+_ORDER = {"channels_last": "NHWC", "channels_first": "NCHW"}
+
+
 def _format_row(row: dict) -> str:
     "A line of the table."
-    same, goals = row["ratio_same_allocator"], row["goals"]
-    goal, floor_goal = goals["ratio"], goals["share_of_floor"]
-    verdict = {True: "met", False: "missed", None: ""}
-    return (f"{row['title']:24} {row['precision']:5} "
-            f"{'NHWC' if row['layout'] == 'channels_last' else 'NCHW'} "
+    same, (goal, floor_goal, _) = row["ratio_same_allocator"], row["goals"].values()
+    met, floor_met, _ = ({True: "met", False: "missed", None: ""}[met] for met in row["met"].values())
+    return (f"{row['title']:24} {row['precision']:5} {_ORDER[row['layout']]} "
             f"{row['usual']['images_per_second']:9.1f} {row['ours']['images_per_second']:9.1f} "
-            f"{row['ratio']:6.2f}x "
-            f"{f'{same:6.2f}x' if same else '      -'} {f'{goal}x' if goal else '-':>6} "
-            f"{verdict[row['met']['ratio']]:6} "
-            f"{row['share_of_floor']:5.0%} {f'{floor_goal:.0%}' if floor_goal else '-':>5} "
-            f"{verdict[row['met']['share_of_floor']]:6} "
+            f"{row['ratio']:6.2f}x {f'{same:6.2f}x' if same else '      -'} "
+            f"{f'{goal}x' if goal else '-':>6} {met:6} "
+            f"{row['share_of_floor']:5.0%} {f'{floor_goal:.0%}' if floor_goal else '-':>5} {floor_met:6} "
             f"{row['usual']['spread']:4.0%} {row['ours']['spread']:4.0%}")
 
 
 _HEADER = (f"{'':35} {'usual':>9} {'ours':>9} {'':7} {'same':>7}\n{'row':24} {'type':5} {'':4} "
-          f"{'images/s':>9} {'images/s':>9} {'ratio':>7} "
-          f"{'alloc.':>7} {'goal':>6} {'':6} {'floor':>5} {'goal':>5} {'':6} {'spread':>9}")
+           f"{'images/s':>9} {'images/s':>9} {'ratio':>7} {'alloc.':>7} {'goal':>6} {'':6} "
+           f"{'floor':>5} {'goal':>5} {'':6} {'spread':>9}")
 
 # %% ../../nbs/engine/bench.ipynb #27aa83c1
 def markdown_table(result: dict) -> str:
     "The rows of a result as a Markdown table, goals beside what was reached."
-    def beside(value, goal, met, form):
-        return form(value) + ("" if goal is None else f" (goal {form(goal)}{'' if met else ', missed'})")
-    lines = ["| images a second | ours in | layout | usual | ours | ratio | ratio, same allocator | share "
-             "of the floor |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    def beside(r, what, form):
+        goal, missed = r["goals"][what], "" if r["met"][what] else ", missed"
+        return form(r[what]) + ("" if goal is None else f" (goal {form(goal)}{missed})")
+    lines = ["| images a second | ours in | layout | usual | ours | ratio | ratio, same allocator "
+             "| share of the floor |", "| --- " * 8 + "|"]
     for r in result["rows"]:
-        cells = [r["title"], r["precision"], "NHWC" if r["layout"] == "channels_last" else "NCHW",
-                 *(f"{r[side]['images_per_second']:,.0f}" for side in ("usual", "ours")),
-                 beside(r["ratio"], r["goals"]["ratio"], r["met"]["ratio"], lambda v: f"{v:.1f}x"),
-                 f"{r['ratio_same_allocator']:.1f}x" if r["ratio_same_allocator"] else "",
-                 beside(r["share_of_floor"], r["goals"]["share_of_floor"], r["met"]["share_of_floor"],
-                        lambda v: f"{v:.0%}")]
-        lines.append(f"| {' | '.join(cells)} |")
+        usual, ours = (f"{r[side]['images_per_second']:,.0f}" for side in ("usual", "ours"))
+        same = f"{r['ratio_same_allocator']:.1f}x" if r["ratio_same_allocator"] else ""
+        ratio, share = beside(r, "ratio", "{:.1f}x".format), beside(r, "share_of_floor", "{:.0%}".format)
+        names = f"{r['title']} | {r['precision']} | {_ORDER[r['layout']]}"
+        lines.append(f"| {names} | {usual} | {ours} | {ratio} | {same} | {share} |")
     return "\n".join(lines)
 
 # %% ../../nbs/engine/bench.ipynb #66515f59
 def _measure_memory(bench: _Bench) -> None:
-    """Peak memory of a training step, each in a process of its own; and what one LRN layer keeps for its
-    backward pass."""
-    tasks = [("usual", "default", replace(bench.base, ours=False)),
-             *(("ours", "reuse", replace(bench.base, precision=p)) for p in bench.precisions)]
-    for name, allocator, task in tasks:
-        side = Side(allocator) if bench.sizes.width == 1 else dict(usual=bench.usual, ours=bench.ours)[name]
-        try: answer = side.ask("memory", task)
-        finally:
-            if bench.sizes.width == 1: side.close()
-            else: side.ask("drop", task)
-        bench.result["memory"].append(dict(side=name, precision=task.precision, allocator=allocator,
-                                           batch=task.batch, **answer))
-        resident = f"{answer['resident_bytes'] / 1e6:,.0f} MB" if answer["resident_bytes"] else "unknown"
-        bench.show(f"memory of a step, {name:5} {task.precision:5} tensors "
-                   f"{answer['tensor_bytes'] / 1e6:9,.1f} MB, resident {resident}")
+    "Peak memory of a training step, each in its own process, and what an LRN layer keeps to go backward."
+    tasks = [replace(bench.base, ours=False), *(replace(bench.base, precision=p) for p in bench.precisions)]
+    for task in tasks:
+        name, side = ("ours", bench.ours) if task.ours else ("usual", bench.usual)
+        alone = bench.sizes.width == 1
+        with closing(Side(side.allocator)) if alone else nullcontext(side) as measuring:
+            found = measuring.ask("memory", task)
+            measuring.ask("drop", task)
+        about = dict(side=name, precision=task.precision, allocator=side.allocator, batch=task.batch)
+        bench.result["memory"].append(about | found)
+        resident = f"{found['resident_bytes'] / 1e6:,.0f} MB" if found["resident_bytes"] else "unknown"
+        bench.show(f"memory of a step, {name:5} {task.precision:5} "
+                   f"tensors {found['tensor_bytes'] / 1e6:9,.1f} MB, resident {resident}")
     x = torch.randn(2, *bench.sizes.shapes[0][1:])
-    kept = {name: kept_bytes(layer, x) / x.nbytes
-            for name, layer in (("usual", nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)),
-                                ("ours", LocalResponseNorm()))}
+    layers = dict(usual=nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), ours=LocalResponseNorm())
+    kept = {name: kept_bytes(layer, x) / x.nbytes for name, layer in layers.items()}
     bench.result["lrn_keeps"] = kept  # in tensors as large as its input
-    bench.show(f"LRN keeps, in tensors as large as its input: usual {kept['usual']:.1f}, ours "
-               f"{kept['ours']:.1f}")
+    said = ", ".join(f"{name} {tensors:.1f}" for name, tensors in kept.items())
+    bench.show(f"LRN keeps, in tensors as large as its input: {said}")
     _write_result(bench)
 
 # %% ../../nbs/engine/bench.ipynb #67c64fe3
+_CHANGES = {"own_lrn": "our LRN", "fused": "fused SGD", "channels_last": "channels_last",
+            "on_device": "pictures on the device"}
+
+
 def _stairs(base: Task, precisions: list[str]) -> list[tuple[str, str, Task]]:
     "From the usual implementation to ours, one change at a time: what it is, the allocator, the task."
     usual = replace(base, row="epoch", ours=False)
-    task = replace(usual, ours=True, own_lrn=False, fused=False, channels_last=False, on_device=False,
-                   precision="default")
-    found = [("usual implementation", "default", usual), ("+ keep freed memory", "reuse", usual)]
-    if not base.device.startswith("cpu"): found.pop()
-    for name, change in (("+ our LRN", dict(own_lrn=True)), ("+ fused SGD", dict(fused=True)),
-                         ("+ channels_last", dict(channels_last=True)),
-                         ("+ pictures on the device", dict(on_device=True)),
-                         *((f"+ {p}", dict(precision=p)) for p in precisions if p != "fp32")):
-        task = replace(task, **change)
-        found.append((name, "reuse", task))
+    found = [("usual implementation", "default", usual)]
+    if base.device.startswith("cpu"): found.append(("+ keep freed memory", "reuse", usual))
+    changes: list[tuple[str, Any]] = [*((key, True) for key in _CHANGES),
+                                      *(("precision", p) for p in precisions if p != "fp32")]
+    none: dict[str, Any] = dict.fromkeys(_CHANGES, False)
+    task = replace(usual, ours=True, precision="default", **none)
+    for key, value in changes:
+        task = replace(task, **{key: value})
+        found.append((f"+ {_CHANGES.get(key, value)}", "reuse", task))
     return found
 
 # %% ../../nbs/engine/bench.ipynb #c022a3f1
 def _measure_staircase(bench: _Bench, rates: Rates) -> None:
     "An epoch's slice after every change, the usual implementation's and all changes' in turn."
     base = replace(bench.base, steps=max(1, bench.base.steps // 2))
-    steps = _stairs(base, bench.precisions)
+    steps, images = _stairs(base, bench.precisions), base.batch * base.steps
     sides = {"default": bench.usual, "reuse": bench.ours}
-    images = base.batch * base.steps
-    times = interleave([(sides[allocator], task) for _, allocator, task in steps], bench.sizes.repeats,
-                       bench.until)
-    sums = [summary(t, images) for t in times]
-    for (name, allocator, task), mine in zip(steps, sums):
+    work = [(sides[allocator], task) for _, allocator, task in steps]
+    sums = [summary(times, images) for times in interleave(work, bench.sizes.repeats, bench.until)]
+    for (name, allocator, task), mine in zip(steps, sums, strict=True):
+        ratio = sums[0]["median"] / mine["median"]
         precision = "fp32" if task.precision == "default" else task.precision
-        least = (images * floor_seconds(bench.model, rates, precision, task.batch)
-                 if precision in rates.flops else None)
-        bench.result["staircase"].append(dict(name=name, allocator=allocator, precision=precision, **mine,
-                                              ratio=sums[0]["median"] / mine["median"],
-                                              floor_seconds=least,
-                                              share_of_floor=least and least / mine["median"]))
-        bench.show(f"{name:26} {mine['images_per_second']:9.1f} images/s "
-                   f"{sums[0]['median'] / mine['median']:6.2f}x")
+        step = dict(name=name, allocator=allocator, precision=precision, ratio=ratio, **mine)
+        least = None
+        if precision in rates.flops: least = images * floor_seconds(bench.model, rates, precision, task.batch)
+        step |= dict(floor_seconds=least, share_of_floor=least and least / mine["median"])
+        bench.result["staircase"].append(step)
+        bench.show(f"{name:26} {mine['images_per_second']:9.1f} images/s {ratio:6.2f}x")
     _write_result(bench)
 
 # %% ../../nbs/engine/bench.ipynb #d1c77b43
 def _run_bench(bench: _Bench) -> dict:
     "Everything, in turn; the result, also where time was up before the end."
+    base, sizes, parts, result = bench.base, bench.sizes, bench.parts, bench.result
     try:
-        rates = _go_on(bench) if set(bench.parts) < set(_PARTS) else _measure_floor(bench)
-        bench.show(describe(bench.result) + "\n\n" + _HEADER)
+        kept = bench.path if set(parts) < set(_PARTS) else None
+        rates = _go_on(bench, kept) if kept else _measure_floor(bench)
+        bench.show(f"{describe(result)}\n\n{_HEADER}")
         with tempfile.TemporaryDirectory() as folder:
-            _folder_of_drawings(Path(folder), bench.sizes.files)
-            rows = [(replace(bench.base, row="lrn", shape=shape), f"LRN {'x'.join(map(str, shape))}")
-                    for shape in bench.sizes.shapes]
-            rows += [(bench.base, f"step of {bench.base.batch}"),
-                     (replace(bench.base, row="epoch"), f"epoch, {bench.base.steps} steps"),
-                     (replace(bench.base, row="folder", folder=folder), f"folder of {bench.sizes.files}")]
-            for task, title in rows:
-                if task.row in bench.parts and not _too_late(bench, title):
-                    _measure_row(bench, rates, task, title)
-        bench.result["rows"].sort(key=lambda row: _PARTS.index(row["row"]))
-        if "memory" in bench.parts and not _too_late(bench, "memory"): _measure_memory(bench)
-        if "staircase" in bench.parts and not _too_late(bench, "staircase"): _measure_staircase(bench, rates)
-        bench.result["finished"] = not bench.result["skipped"]
-        if bench.result["skipped"]:
-            bench.show(f"time was up; not measured: {', '.join(bench.result['skipped'])}")
+            _folder_of_drawings(Path(folder), sizes.files)
+            rows = [(replace(base, row="lrn", shape=shape), f"LRN {'x'.join(map(str, shape))}", shape[0])
+                    for shape in sizes.shapes]
+            rows += [(base, f"step of {base.batch}", base.batch),
+                     (replace(base, row="epoch"), f"epoch, {base.steps} steps", base.batch * base.steps),
+                     (replace(base, row="folder", folder=folder), f"folder of {sizes.files}", sizes.files)]
+            for task, title, images in rows:
+                if task.row in parts and not _too_late(bench, title):
+                    _measure_row(bench, rates, task, title, images)
+        result["rows"].sort(key=lambda row: _PARTS.index(row["row"]))
+        if "memory" in parts and not _too_late(bench, "memory"): _measure_memory(bench)
+        if "staircase" in parts and not _too_late(bench, "staircase"): _measure_staircase(bench, rates)
+        result["finished"] = not result["skipped"]
+        if result["skipped"]: bench.show(f"time was up; not measured: {', '.join(result['skipped'])}")
         _write_result(bench)
-        return bench.result
+        return result
     finally: bench.close()
 
 # %% ../../nbs/engine/bench.ipynb #9f9d3534
@@ -340,61 +329,56 @@ def describe(result: dict) -> str:
 
 # %% ../../nbs/engine/bench.ipynb #5df18b72
 def _pick_precisions(asked: list[str], device: torch.device) -> list[str]:
-    """The precisions to measure ours in, plain ones first. Raises `InputError` for one that the device does
-    not have."""
-    names = {t: name for name, t in TYPES.items() if name != "tf32"}
+    "What to measure ours in, plain precisions first. Raises `InputError` for one that the device has not."
     has = {"cpu": ["fp32", "bf16"], "cuda": ["fp32", "tf32", "bf16", "fp16"]}.get(device.type, ["fp32"])
     if not asked:
-        return list(dict.fromkeys(["fp32", *["tf32"] * ("tf32" in has),
-                                   names[pick_precision("auto", device)]]))
+        best = pick_precision("auto", device)
+        return [name for name in has if name in ("fp32", "tf32") or TYPES[name] == best]
     wanted = has if "all" in asked else asked
     for name in wanted:
         if name not in has:
-            raise InputError(f"--precision {name}: {device.type} is measured in {', '.join(has)}; choose "
-                             "from these")
+            raise InputError(f"--precision {name}: {device.type} is measured in {', '.join(has)}; "
+                             "choose from these")
     return [name for name in TYPES if name in wanted]
 
 
 def _pick_bench_device(asked: str) -> torch.device:
     "auto, cpu, cuda or cuda:1. Raises `InputError` for one that is not there."
     if asked == "auto": return pick_device()
-    name, _, number = asked.partition(":")
-    if name not in ("cpu", "cuda") or (number and not number.isdigit()) or asked == "cpu:":
+    if asked == "cpu": return torch.device("cpu")
+    name, colon, number = asked.partition(":")
+    if name != "cuda" or (number and not number.isdigit()):
         raise InputError(f"--device {asked}: give auto, cpu, cuda or cuda:1")
-    if name == "cpu": return torch.device("cpu")
     if not torch.cuda.is_available(): raise InputError(f"--device {asked}: there is no CUDA GPU; give cpu")
     return pick_device(True, [int(number or 0)])
 
 # %% ../../nbs/engine/bench.ipynb #8c1a1389
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_bench`."
-    parser = argparse.ArgumentParser("alexnet_bench",
-                                     description="Measure this library against the usual implementation, "
-                                     "side by side.")
-    parser.add_argument("--small", action="store_true",
-                        help="a narrow network and few repeats: under a minute, and its numbers mean nothing")
-    parser.add_argument("--precision", nargs="+", default=[], choices=[*TYPES, "all"],
-                        help="of ours (default: fp32, and what the device is fast in)")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:1")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="of training (default 128)")
-    parser.add_argument("--repeats", type=int, metavar="N", help="measurements of each (default 5)")
-    parser.add_argument("--workers", type=int, metavar="N",
-                        help="processes that load pictures on the usual side (default 2)")
-    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M",
-                        help="begin nothing new after so many")
-    parser.add_argument("--results", metavar="FILE", help="write JSON there, as it goes")
-    parser.add_argument("--parts", nargs="+", default=_PARTS, choices=_PARTS,
-                        help="measure only these anew, into the --results of an earlier time")
-    parser.add_argument("--worker", choices=["default", "reuse"], help=argparse.SUPPRESS)
+    about = "Measure this library against the usual implementation, side by side."
+    parser = argparse.ArgumentParser("alexnet_bench", description=about)
+    def add(flag, help, **more): parser.add_argument(flag, help=help, **more)
+    def number(flag, help): add(flag, help, type=int, metavar="N")
+    def several(flag, help, names, default): add(flag, help, nargs="+", choices=names, default=default)
+    add("--small", "a narrow network and few repeats: under a minute, and its numbers mean nothing",
+        action="store_true")
+    several("--precision", "of ours (default: fp32, and what the device is fast in)", [*TYPES, "all"], [])
+    add("--device", "auto, cpu, cuda or cuda:1", default="auto", metavar="DEVICE")
+    number("--batch-size", "of training (default 128)")
+    number("--repeats", "measurements of each (default 5)")
+    number("--workers", "processes that load pictures on the usual side (default 2)")
+    add("--minutes", "begin nothing new after so many", type=float, default=math.inf, metavar="M")
+    add("--results", "write JSON there, as it goes", metavar="FILE")
+    several("--parts", "measure only these anew, into the --results of an earlier time", _PARTS, _PARTS)
+    add("--worker", argparse.SUPPRESS, choices=["default", "reuse"])
     return parser
 
 # %% ../../nbs/engine/bench.ipynb #c119ed81
 def _sizes(args: argparse.Namespace, device: torch.device) -> _Sizes:
     "How much to measure. Raises `InputError` for numbers that make no sense."
-    for name, value, least in (("--batch-size", args.batch_size, 1), ("--repeats", args.repeats, 1),
-                               ("--workers", args.workers, 0)):
-        if value is not None and value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
+    for key, least in (("batch_size", 1), ("repeats", 1), ("workers", 0)):
+        if (value := getattr(args, key)) is not None and value < least:
+            raise InputError(f"--{key.replace('_', '-')} is {value}; it must be at least {least}")
     if not args.minutes > 0: raise InputError(f"--minutes is {args.minutes:g}; it must be above 0")
     sizes = _SMALL if args.small else _Sizes(steps=4 if device.type == "cpu" else 100)
     given = dict(batch=args.batch_size, repeats=args.repeats, workers=args.workers)
@@ -406,14 +390,12 @@ def _bench(args: argparse.Namespace) -> int:
     if args.worker: return serve(args.worker)
     device = _pick_bench_device(args.device)
     sizes, precisions = _sizes(args, device), _pick_precisions(args.precision, device)
-    path = args.results and Path(args.results)
+    path, parts = Path(args.results) if args.results else None, tuple(args.parts)
     if path and (path.is_dir() or not os.access(path.resolve().parent, os.W_OK)):
         raise InputError(f"{path}: cannot be written to; --results takes a file in a folder that is there")
-    if set(args.parts) < set(_PARTS) and not (path and path.is_file()):
-        raise InputError("--parts: name the file of an earlier time with --results, for the parts that are "
-                         "kept")
-    _run_bench(_Bench(sizes, device, precisions, time.monotonic() + 60 * args.minutes, path,
-                      tuple(args.parts)))
+    if set(parts) < set(_PARTS) and not (path and path.is_file()):
+        raise InputError("--parts: name the file of an earlier time with --results, to keep its other parts")
+    _run_bench(_Bench(sizes, device, precisions, time.monotonic() + 60 * args.minutes, path, parts))
     if path: print(f"wrote {path}")
     return 0
 

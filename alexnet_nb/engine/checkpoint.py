@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_checkpoint', 'load_classifier', 'random_state', 'set_random_state', 'architecture', 'build_model',
-           'stored_recipe', 'stored_classes', 'group_state', 'rates_by_group', 'schedule_state', 'match_layout']
+           'stored_recipe', 'stored_classes', 'group_state', 'restore_schedule', 'restore_optimizer']
 
 # %% ../../nbs/engine/checkpoint.ipynb #6e1ccda0
 import math
@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..base.device import pick_device, pick_precision
 from ..base.errors import InputError, brief
 from ..base.pictures import CLASSES
 from ..data import Recipe, usual_recipe
-from .config import Section, make_config
-from .safe_loading import file_size, load_safely
 from ..inference import Classifier
 from ..model import AlexNet
+from .config import Section, make_config
+from .safe_loading import file_size, load_safely
 
 # %% ../../nbs/engine/checkpoint.ipynb #c3912357
 _Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -44,7 +45,7 @@ class _StoredProgress(Section):
     best_accuracy: float = -1.0
     finished: bool = False
 
-
+# %% ../../nbs/engine/checkpoint.ipynb #b13897f2
 class _StoredRecipe(Section):
     size: Annotated[int, Field(ge=1, le=1024)]
     mean: _Channel
@@ -61,8 +62,7 @@ class _Stored(BaseModel):
     epoch: _Count = 0
     total_steps: _Count = 0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    # the name of a folder, which leads nowhere else
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")] = "run-001"
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")] = "run-001"  # a folder's name
     classes: list[_ClassName] | tuple[_ClassName, ...] = []
     progress: _StoredProgress = _StoredProgress()
     recipe: _StoredRecipe | None = None
@@ -79,17 +79,15 @@ def _check_parts(path: Path, checkpoint: dict) -> None:
     try: _Stored.model_validate(checkpoint)
     except ValidationError as e:
         error = e.errors()[0]
-        where, message = ".".join(str(part) for part in error["loc"]
-                                  if "[" not in str(part))[:100], error["msg"]
-        raise InputError(f"{path}: its {where} is {brief(error['input'])}; "
-                         f"{message[0].lower()}{message[1:]}; give another checkpoint") from None
+        where = ".".join(str(part) for part in error["loc"] if "[" not in str(part))[:100]
+        wrong = f"{brief(error['input'])}; {error['msg'][0].lower()}{error['msg'][1:]}"
+        raise InputError(f"{path}: its {where} is {wrong}; give another checkpoint") from None
 
 # %% ../../nbs/engine/checkpoint.ipynb #e56b81cd
 def read_checkpoint(path: str | Path,
                     mapped: bool = False # leave tensors in the file until they are used
                    ) -> dict:
-    """A checkpoint, on the CPU, read with `weights_only=True` after its claims were checked. Raises
-    `InputError` for whatever is not one."""
+    "A checkpoint, on the CPU, its claims checked first. Raises `InputError` for whatever is not one."
     path = Path(path)
     checkpoint = load_safely(path, file_size(path), mapped)
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
@@ -110,25 +108,24 @@ def load_classifier(path: str | Path,                     # a checkpoint
                    ) -> Classifier:
     "A checkpoint, ready to predict. Raises `InputError` if it is not one."
     device = device or pick_device()
-    dtype, layout = pick_precision(precision,
-                                   device), torch.channels_last if channels_last else torch.contiguous_format
+    dtype = pick_precision(precision, device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     checkpoint = read_checkpoint(path, mapped=True)
     checkpoint["model"] = {name: weight.clone() for name, weight in checkpoint["model"].items()}
     model, classes = build_model(checkpoint, path, lacking), stored_classes(checkpoint)
     if len(classes) != (outputs := model.classifier[-1].out_features):
         raise InputError(f"{path}: names {len(classes)} classes, but the network has {outputs} outputs; "
                          "give another checkpoint")
-    return Classifier(model.to(device, dtype, memory_format=layout).eval(),
-                      stored_recipe(checkpoint, model.image_dim), classes, device)
+    model = model.to(device, dtype).to(memory_format=layout).eval()
+    return Classifier(model, stored_recipe(checkpoint, model.image_dim), classes, device)
 
 # %% ../../nbs/engine/checkpoint.ipynb #99a15c84
 def random_state() -> dict:
     "The states of torch's, NumPy's and Python's generators, as tensors and plain types."
     name, keys, *rest = np.random.get_state()
-    # the current GPU's
-    return dict(torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_available()
-                else [],
-                numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest), python=random.getstate())
+    numpy = name, torch.from_numpy(np.asarray(keys, np.int64)), *rest
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # the current GPU's
+    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=numpy, python=random.getstate())
 
 # %% ../../nbs/engine/checkpoint.ipynb #8dc07dee
 def set_random_state(state: dict) -> None:
@@ -196,8 +193,7 @@ def stored_classes(checkpoint: dict) -> tuple[str, ...]:
 
 # %% ../../nbs/engine/checkpoint.ipynb #94d2b571
 def group_state(state: dict, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:
-    """An optimizer state in our two groups: momentum and rate; one with a single group is mapped by the order
-    of the parameters. Raises `ValueError` if it does not fit."""
+    "A stored optimizer state in our groups; a single one is split by order. Raises `ValueError`."
     groups, ours = state["param_groups"], optimizer.state_dict()["param_groups"]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     order = [i for group in groups for i in group["params"]]
@@ -209,27 +205,25 @@ def group_state(state: dict, optimizer: torch.optim.Optimizer, model: nn.Module)
     rates = [float(group["lr"]) for group in groups] * (len(ours) if len(groups) == 1 else 1)
     if not all(0 <= rate < math.inf for rate in rates): raise ValueError("a rate that is none")
     found = [state["state"].get(i, {}).get("momentum_buffer") for i in order]
-    # none yet: torch starts from zero as well
-    momentum = [torch.zeros_like(p) if m is None else m for m, p in zip(found, params)]
-    if any(m.shape != p.shape or not m.is_floating_point() for m, p in zip(momentum, params)):
+    pairs = zip(found, params, strict=True)
+    momentum = [torch.zeros_like(p) if m is None else m for m, p in pairs]  # torch starts from zero as well
+    if any(m.shape != p.shape or not m.is_floating_point() for m, p in zip(momentum, params, strict=True)):
         raise ValueError("of another shape")
-    return dict(state={} if all(m is None for m in found)
-                else {i: {"momentum_buffer": m} for i, m in enumerate(momentum)},
-                param_groups=[group | {"lr": rate} for group, rate in zip(ours, rates)])
+    started = any(m is not None for m in found)
+    state = {i: {"momentum_buffer": m} for i, m in enumerate(momentum)} if started else {}
+    groups = [group | {"lr": rate} for group, rate in zip(ours, rates, strict=True)]
+    return dict(state=state, param_groups=groups)
 
 # %% ../../nbs/engine/checkpoint.ipynb #ea194346
-def rates_by_group(state: dict, groups: int) -> dict:
+def _rates_by_group(state: dict, groups: int) -> dict:
     "A scheduler state with a rate for each of our groups; one that knows a single group's gives it to all."
-    rates = {key: state[key] * groups for key in ("base_lrs", "_last_lr") if key in state
-             and len(state[key]) == 1}
-    return state | rates
+    single = (key for key in ("base_lrs", "_last_lr") if key in state and len(state[key]) == 1)
+    return state | {key: state[key] * groups for key in single}
 
 # %% ../../nbs/engine/checkpoint.ipynb #9144585c
-def schedule_state(state: dict, scheduler) -> dict:
-    """What a scheduler of this kind keeps, out of a stored state. Raises `ValueError` for what is not a
-    number of the right kind."""
-    # also refuses what is not finite
-    def number(x, mine): return type(x) in (type(mine), int) and 0 <= x < 2**53
+def _schedule_state(state: dict, scheduler: LRScheduler) -> dict:
+    "What of a stored state a scheduler of this kind keeps. Raises `ValueError` for a wrong kind of number."
+    def number(x, mine): return type(x) in (type(mine), int) and 0 <= x < 2**53  # nor what is not finite
     def fits(theirs, mine):
         if not isinstance(mine, list): return number(theirs, mine)
         return isinstance(theirs, list) and len(theirs) == len(mine) and all(number(x, 0.0) for x in theirs)
@@ -241,11 +235,36 @@ def schedule_state(state: dict, scheduler) -> dict:
         raise ValueError("divides by nothing")
     return kept
 
+# %% ../../nbs/engine/checkpoint.ipynb #bb536465
+def restore_schedule(checkpoint: dict, scheduler: LRScheduler, scaler: torch.amp.GradScaler) -> None:
+    "Put a checkpoint's schedule and scale of the loss, if it has them, into ours. Raises `InputError`."
+    try:
+        if state := checkpoint.get("scaler"): scaler.load_state_dict(state)
+        if state := checkpoint.get("scheduler"):
+            state = _rates_by_group(state, len(scheduler.optimizer.param_groups))
+            scheduler.load_state_dict(_schedule_state(state, scheduler))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise InputError("the checkpoint's schedule does not fit the config; "
+                         "resume from another checkpoint") from None
+
 # %% ../../nbs/engine/checkpoint.ipynb #218a6186
-def match_layout(optimizer: torch.optim.Optimizer) -> None:
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
     "Give every momentum buffer the memory layout of its parameter, in place; values stay."
     for group in optimizer.param_groups:
         for p in group["params"]:
             buffer = optimizer.state.get(p, {}).get("momentum_buffer")
             if buffer is not None and buffer.stride() != p.stride():
                 optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
+
+# %% ../../nbs/engine/checkpoint.ipynb #bed993e9
+def restore_optimizer(checkpoint: dict, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    "Put a checkpoint's momentum and rates, if it has them, into an optimizer. Raises `InputError`."
+    try:
+        if state := checkpoint.get("optimizer"):
+            optimizer.load_state_dict(group_state(state, optimizer, model))
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        raise InputError("the checkpoint's optimizer state does not fit its network; "
+                         "resume from another checkpoint") from None
+    _match_layout(optimizer)
+    # its steps were made in another session; torch would warn after an epoch
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # torch has it and does not declare it

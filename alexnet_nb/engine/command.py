@@ -9,7 +9,8 @@ __all__ = ['run_command']
 import errno
 import os
 import sys
-from typing import Callable
+from collections.abc import Callable
+from contextlib import suppress
 
 from ..base.errors import InputError, RunError, one_line, out_of_memory
 
@@ -24,8 +25,7 @@ def _machine_failure(e: Exception) -> str | None:
 
 def _let_output_go() -> None:
     "After a closed pipe or a full disk: the rest goes nowhere, so that Python's own exit is quiet."
-    try: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError): pass
+    with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 # %% ../../nbs/engine/command.ipynb #04004faa
 def run_command(name: str,                # for the error line
@@ -36,13 +36,13 @@ def run_command(name: str,                # for the error line
         code = work()
         sys.stdout.flush()
         return code
-    except InputError as e: code, text = 2, e
-    except RunError as e: code, text = 1, e
-    except KeyboardInterrupt: code, text = 130, "stopped"
+    except InputError as e: code, said = 2, str(e)
+    except RunError as e: code, said = 1, str(e)
+    except KeyboardInterrupt: code, said = 130, "stopped"
     except (MemoryError, OSError, RuntimeError) as e:
         if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.ENOSPC): _let_output_go()
         if isinstance(e, BrokenPipeError): return 1
-        if (text := _machine_failure(e)) is None: raise
-        code = 1
-    print(f"{name}: {one_line(str(text))}", file=sys.stderr)
+        if not (failure := _machine_failure(e)): raise
+        code, said = 1, failure
+    print(f"{name}: {one_line(said)}", file=sys.stderr)
     return code

@@ -9,9 +9,11 @@ __all__ = ['Section', 'Config', 'make_config', 'merge', 'given_values', 'load_co
 import difflib
 import os
 import re
+from collections.abc import Iterable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Iterable, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -129,30 +131,28 @@ class Config(Section):
         return self
 
 # %% ../../nbs/engine/config.ipynb #108f5d84
+_wrong = partial(yaml.constructor.ConstructorError, None, None)
+
+# %% ../../nbs/engine/config.ipynb #5e136564
 class _YamlLoader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a float, as YAML 1.2 does and PyYAML does not, refuses a key given
-    twice, and repeats single values only."""
+    "Reads `1e-3` as a float, as YAML 1.2 does; refuses a key given twice, and repeats single values only."
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             if not isinstance(self.anchors.get(event.anchor), (yaml.ScalarNode, type(None))):
-                raise yaml.constructor.ConstructorError(None, None,
-                                                        "an alias may repeat a single value, no list and no "
-                                                        "section", event.start_mark)
+                raise _wrong("an alias may repeat a single value, no list and no section", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen: set = set()
         for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None,
-                                                        f"the key {brief(key.value)} is given twice",
-                                                        key.start_mark)
+                raise _wrong(f"the key {brief(key.value)} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-
+# %% ../../nbs/engine/config.ipynb #f9039bd5
 _YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
@@ -160,48 +160,37 @@ _YamlLoader.add_implicit_resolver(
 _MOST_YAML = 50_000  # letters
 
 
-def _parse_yaml(text: str,           # YAML
-               name: str = "config" # what to call it in an error
-              ) -> Any:
+def _parse_yaml(text: str, name: str = "config") -> Any:
     "The value of a YAML text; raises `InputError` with the line where it stops being YAML."
     if len(text) > _MOST_YAML:
         raise InputError(f"{name}: is longer than {_MOST_YAML:,} letters, which no config needs; shorten it")
     try:
         return yaml.load(text, _YamlLoader)
     except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        problem = getattr(e, "problem", None) or "unreadable character"
+        mark, problem = (getattr(e, key, None) for key in ("problem_mark", "problem"))
+        where, problem = f"{name}:{mark.line + 1}" if mark else name, problem or "unreadable character"
         raise InputError(f"{where}: not valid YAML ({problem})") from None
-    # a date such as 2012-13-45, or brackets without end
-    except (ValueError, RecursionError, OverflowError) as e:
+    except (ValueError, RecursionError, OverflowError) as e:  # such as 2012-13-45, or brackets without end
         raise InputError(f"{name}: not valid YAML ({e})") from None
     except (AttributeError, LookupError, TypeError):
         raise InputError(f"{name}: not valid YAML (a value is not of the type that its tag names)") from None
 
 # %% ../../nbs/engine/config.ipynb #56e87f30
-# where the library is installed, also when this runs in the notebook
-_PACKAGE = Path(str(files("alexnet_nb")))
-_CONFIG_DIR = _PACKAGE / "configs"
+_CONFIG_DIR = Path(str(files("alexnet_nb"))) / "configs"  # also when this runs in the notebook
 
 # %% ../../nbs/engine/config.ipynb #b1592dd8
-def _config_path(source: str | Path # a name such as `quick`, or a path
-               ) -> Path:
+def _config_path(source: str | Path) -> Path:
     "The file of a config that ships with the library, or of one of your own."
     path = Path(source)
     shipped = {p.stem: p for p in sorted(_CONFIG_DIR.glob("*.yaml"))}
-    if str(source) in shipped and not path.is_file(): return shipped[str(source)]
+    if path.is_file(): return path  # a pipe would be waited for
+    if str(source) in shipped: return shipped[str(source)]
     if path.is_dir(): raise InputError(f"{source}: is a folder, not a config file")
-    if not path.exists():
-        raise InputError(f"{source}: no such config; give a YAML file or one of {', '.join(shipped)}")
-    # a pipe would be waited for
-    if not path.is_file():
-        raise InputError(f"{source}: is not a file; give a YAML file or one of {', '.join(shipped)}")
-    return path
+    problem = "is not a file" if path.exists() else "no such config"
+    raise InputError(f"{source}: {problem}; give a YAML file or one of {', '.join(shipped)}")
 
 # %% ../../nbs/engine/config.ipynb #cd444efe
-def _read_config_file(source: str | Path # a name such as `quick`, or a path
-                    ) -> dict:
+def _read_config_file(source: str | Path) -> dict:
     "What a config file says, as a dictionary of sections; its values are not yet checked."
     path = _config_path(source)
     try:
@@ -216,24 +205,19 @@ def _read_config_file(source: str | Path # a name such as `quick`, or a path
     return given
 
 # %% ../../nbs/engine/config.ipynb #ea7dc320
-def _known_keys(section: str | None) -> list[str]:
-    "The keys of a section, or of the top."
-    if section is None: return list(Config.model_fields)
-    return list(Config.model_fields[section].annotation.model_fields)
+_KEYS = {section: [*keys] for section, keys in Config().model_dump().items()}
 
 
-def _explain(error: dict, source: str) -> str:
+def _explain(error: Mapping[str, Any], source: str) -> str:
     "One line for one of pydantic's errors."
     loc = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
-        section = loc[0] if len(loc) > 1 else None
-        known = _known_keys(section)
-        near = ([f"{s}.{loc[-1]}" for s in Config.model_fields if loc[-1] in _known_keys(s)]
-                or difflib.get_close_matches(loc[-1][:40], known, n=1))
+        known = _KEYS[loc[0]] if len(loc) > 1 else [*_KEYS]
+        near = [f"{section}.{loc[-1]}" for section, keys in _KEYS.items() if loc[-1] in keys]
+        near = near or difflib.get_close_matches(loc[-1][:40], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{source}: unknown key {brief('.'.join(loc))}; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message.replace("instance of _", "instance of ")  # private here
+    message = error["msg"].removeprefix("Value error, ").replace("instance of _", "instance of ")
     if not loc: return f"{source}: {message}"
     return f"{source}: {'.'.join(loc)[:100]} is {brief(error['input'])}; {message[0].lower()}{message[1:]}"
 
@@ -251,15 +235,14 @@ def make_config(given: dict,          # sections of keys
 
 # %% ../../nbs/engine/config.ipynb #2fac024f
 def _drop_other_root(merged: dict, layer: dict) -> None:
-    """`data.data_dir` and `paths.input_root_dir` mean one place: a later layer's spelling beats an earlier
-    one's."""
+    "`data.data_dir` and `paths.input_root_dir` mean one place: a later layer's spelling beats an earlier's."
     roots = ("data", "data_dir"), ("paths", "input_root_dir")
     for (section, key), (other, its_key) in (roots, roots[::-1]):
-        if isinstance(layer.get(section), dict) and layer[section].get(key) and isinstance(merged.get(other),
-                                                                                           dict):
-            merged[other] = {k: v for k, v in merged[other].items() if k != its_key}
+        given, earlier = layer.get(section), merged.get(other)
+        if isinstance(given, dict) and given.get(key) and isinstance(earlier, dict):
+            merged[other] = {k: v for k, v in earlier.items() if k != its_key}
 
-
+# %% ../../nbs/engine/config.ipynb #c0eb3089
 def merge(*layers: dict # sections of keys; later ones win
          ) -> dict:
     "One dictionary of sections out of several."
@@ -273,8 +256,7 @@ def merge(*layers: dict # sections of keys; later ones win
     return merged
 
 # %% ../../nbs/engine/config.ipynb #704e3f57
-def _parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
-                   ) -> dict:
+def _parse_overrides(pairs: Iterable[str]) -> dict:
     "`section.key=value` texts as a dictionary of sections."
     given: dict = {}
     for pair in pairs:
@@ -286,8 +268,7 @@ def _parse_overrides(pairs # texts such as `training.learning_rate=1e-3`
 
 # %% ../../nbs/engine/config.ipynb #c159d766
 def given_values(source: str | Path | None = None, overrides=()) -> dict:
-    """What a config file and the command line say, the command line stronger, as a dictionary of sections;
-    its values are not yet checked."""
+    "What file and command line say, the latter stronger, as sections; the values are not yet checked."
     return merge(_read_config_file(source) if source is not None else {}, _parse_overrides(overrides))
 
 
@@ -300,13 +281,11 @@ def load_config(source: str | Path | None = None, # a name, a path, or None for 
 
 # %% ../../nbs/engine/config.ipynb #5b7c88f9
 def prediction_options(source: str | Path | None = None, overrides: Iterable[str] = ()) -> dict:
-    """What predicting takes from a config, in plain values: the device, the precision, and a network where a
-    file tells none."""
+    "What predicting takes of a config, in plain values; `lacking` is a network where a file tells none."
     cfg = load_config(source, overrides)
-    return dict(device=pick_device(cfg.device.use_cuda, cfg.device.device_ids),
-                precision=cfg.device.precision,
-                channels_last=cfg.device.channels_last, reuse_memory=cfg.device.reuse_memory,
-                lacking=cfg.model.model_dump())
+    parts = cfg.device.model_dump(include={"precision", "channels_last", "reuse_memory"})
+    device = pick_device(cfg.device.use_cuda, cfg.device.device_ids)
+    return parts | dict(device=device, lacking=cfg.model.model_dump())
 
 # %% ../../nbs/engine/config.ipynb #04ce5a86
 def to_yaml(cfg: Config) -> str:

@@ -17,12 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import inspection
 from ..base.pictures import Pictures
 from ..data import Recipe
 from ..inference import Classifier
-from ..inspection import Activations, agreement, collect_activations, kernel_history, nearest
-from ..inspection import occlusion_map, patch_directions, pixel_batches, rank_maps, receptive_field
-from ..inspection import sample_indices
 from ..model import AlexNet
 
 # %% ../../nbs/engine/inside.ipynb #16030896
@@ -64,7 +62,7 @@ class Sheet:
         Image.fromarray(sheet.numpy()).save(file := io.BytesIO(), "JPEG", quality=88, subsampling=0)
         return dict(count=len(self.pictures), size=[H, W], base64=base64.b64encode(file.getvalue()).decode())
 
-
+# %% ../../nbs/engine/inside.ipynb #63453265
 def unpack_sheet(packed: dict) -> Tensor:
     "The pictures of a packed `Sheet`, uint8 (N, H, W, 3)."
     sheet = torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(packed["base64"])))))
@@ -84,16 +82,17 @@ def first_kernels(arguments: dict, # of `AlexNet`
     "conv1's weights before training, as `alexnet_train` draws them. The random state is left as it was."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AlexNet(**arguments).features[0].weight.detach()
+        return AlexNet(**arguments).get_parameter("features.0.weight").detach()
 
-
+# %% ../../nbs/engine/inside.ipynb #2aee9df1
 def kernels_report(model: AlexNet, batches: Iterable[Tensor], first: Tensor | None = None) -> dict:
     "conv1's kernels, directions of the pictures' patches, and what became of the first weights, if given."
-    weight = model.features[0].weight.detach().float().cpu()
-    directions, energy = patch_directions(batches, weight.shape[-1])
+    weight = model.get_parameter("features.0.weight").detach().float().cpu()
+    directions, energy = inspection.patch_directions(batches, weight.shape[-1])
     shown, kept = (int((energy < share).sum()) + 1 for share in (0.999, 0.9999))
-    alike = 0 if first is None else F.cosine_similarity(weight.flatten(), first.flatten(), dim=0)
-    history = kernel_history(weight, first, directions[:, :kept]) if alike > 0.1 else None  # of another seed
+    history = None  # of weights that began from another seed
+    if first is not None and F.cosine_similarity(weight.flatten(), first.flatten(), dim=0) > 0.1:
+        history = inspection.kernel_history(weight, first, directions[:, :kept])
     return dict(kernels=pack(weight), directions=pack(directions[:, :kept], 16), directions_shown=shown,
                 history=history)
 
@@ -107,59 +106,61 @@ def _rounded(numbers: Tensor, digits: int = 4) -> list[float]:
     return [round(v, digits) for v in numbers.tolist()]
 
 
-def _answers(seen: Activations, pictures: Pictures, sheet: Sheet, n: int = 8) -> list[dict]:
+def _answers(seen: inspection.Activations, pictures: Pictures, sheet: Sheet, n: int = 8) -> list[dict]:
     "n pictures with all their probabilities: half that were named rightly, then the mistakes."
     right = seen.probabilities.argmax(1) == pictures.labels
     return [_shown(pictures, i, sheet, index=i, probabilities=_rounded(seen.probabilities[i]))
-            for i in sample_indices(right, n // 2) + sample_indices(~right, n - n // 2)]
+            for i in inspection.sample_indices(right, n // 2) + inspection.sample_indices(~right, n - n // 2)]
 
-
-def _statistics(seen: Activations) -> dict[str, dict]:
+# %% ../../nbs/engine/inside.ipynb #960b5d64
+def _statistics(seen: inspection.Activations) -> dict[str, dict]:
     "Every layer's numbers, and how the share of pictures in which a unit is active is spread over the units."
     report, steps = {}, torch.linspace(0, 1, 21, dtype=torch.float64)
     for name, s in seen.statistics.items():
-        used = torch.quantile(s.active.double() / s.pictures, steps)
+        active = torch.as_tensor(s.active)
+        used = torch.quantile(active.double() / s.pictures, steps)
         moments = dict(mean=round(s.mean, 4), deviation=round(s.deviation, 4), zeros=round(s.zero_share, 4))
-        counts = dict(pictures=s.pictures, units=len(s.active), dead=len(s.dead), used=_rounded(used))
+        counts = dict(pictures=s.pictures, units=len(active), dead=len(s.dead), used=_rounded(used))
         report[name] = counts | moments
     return report
 
 # %% ../../nbs/engine/inside.ipynb #a41c25f8
-def _neighbours(seen: list[Activations], pictures: list[Pictures], sheet: Sheet, n=5, k=6) -> dict:
+def _neighbours(seen: list[inspection.Activations], pictures: list[Pictures], sheet: Sheet, n=5, k=6) -> dict:
     "Of queries and bank: how often the nearest agree, by the last hidden layer and by pixels, and n queries."
     queries, bank = pictures
-    found = {"hidden": nearest(*(s.features for s in seen), k)[0],
-             "pixels": nearest(*(p.pixels.flatten(1).float() / 255 for p in pictures), k)[0]}
+    vectors = {"hidden": [s.features for s in seen], "pixels": [p.pixels.flatten(1) / 255 for p in pictures]}
+    found = {way: inspection.nearest(mine, others, k)[0] for way, (mine, others) in vectors.items()}
     def near(close): return [_shown(bank, j, sheet, index=j) for j in close.tolist()]
     rows = [_shown(queries, i, sheet, index=i) | {way: near(close[i]) for way, close in found.items()}
-            for i in sample_indices(torch.ones(len(queries), dtype=torch.bool), n, seed=1)]
-    agree = {way: agreement(bank.labels[close[:, :5]], queries.labels) for way, close in found.items()}
+            for i in inspection.sample_indices(torch.ones(len(queries), dtype=torch.bool), n, seed=1)]
+    agree = {way: inspection.agreement(bank.labels[close[:, :5]], queries.labels)
+             for way, close in found.items()}
     return dict(queries=len(queries), bank=len(bank), agreement=agree, shown=rows)
 
 # %% ../../nbs/engine/inside.ipynb #22795bc8
-def _patches(seen: Activations, pictures: Pictures, model: AlexNet, sheet: Sheet, k=9) -> dict[str, dict]:
+def _patches(seen: inspection.Activations, pictures: Pictures, model: AlexNet, sheet: Sheet, k=9) -> dict:
     "For each convolution its field, the mean purity of its living maps, and patches of three of them."
     report = {}
     def entry(p):
         return _shown(pictures, p.picture, sheet, row=p.row, column=p.column, value=round(p.value, 3))
     for name, peaks in seen.peaks.items():
-        ranking = rank_maps(peaks, pictures.labels, k)
+        ranking = inspection.rank_maps(peaks, pictures.labels, k)
         shown = dict.fromkeys((0, len(ranking) // 2, len(ranking) - 1) if ranking else ())
         maps = [dict(channel=c, purity=share, patches=[entry(p) for p in found])
                 for share, c, found in (ranking[i] for i in shown)]
         mean = sum(share for share, *_ in ranking) / max(len(ranking), 1)
-        report[name] = dict(field=[*receptive_field(model, name)], pictures=len(pictures),
+        report[name] = dict(field=[*inspection.receptive_field(model, name)], pictures=len(pictures),
                             living=len(ranking), purity=mean, maps=maps)
     return report
 
 # %% ../../nbs/engine/inside.ipynb #97d18254
-def _occlusion(classifier: Classifier, seen: Activations, pictures: Pictures, sheet: Sheet,
+def _occlusion(classifier: Classifier, seen: inspection.Activations, pictures: Pictures, sheet: Sheet,
                square: int = 64, stride: int = 12, n: int = 4) -> dict:
     "Occlusion maps of the n pictures whose label has a probability nearest to 0.8."
     plain, maps = seen.probabilities.gather(1, pictures.labels[:, None])[:, 0], []
     for i in (plain - 0.8).abs().argsort(stable=True)[:n].tolist():
-        x = next(pixel_batches(pictures.pixels[i:i + 1], classifier.recipe, classifier.device))[0]
-        found = occlusion_map(classifier, x, int(pictures.labels[i]), square, stride)
+        x = next(inspection.pixel_batches(pictures.pixels[i:i + 1], classifier.recipe, classifier.device))[0]
+        found = inspection.occlusion_map(classifier, x, int(pictures.labels[i]), square, stride)
         maps.append(_shown(pictures, i, sheet, index=i, plain=round(plain[i].item(), 4),
                            map=[_rounded(row, 3) for row in found]))
     return dict(square=square, stride=stride, maps=maps)
@@ -184,10 +185,11 @@ def look_inside(classifier: Classifier,
                ) -> dict:
     "All that the figures need, as plain JSON: no features, and no weights but conv1's."
     model, sheet = classifier.model, Sheet()
-    def batches(pixels): return pixel_batches(pixels, classifier.recipe, classifier.device, batch_size)
+    way = classifier.recipe, classifier.device, batch_size
+    def batches(pixels): return inspection.pixel_batches(pixels, *way)
     def collect(what, pictures):
         def told(done): return progress(f"{what}: {done:,} of {len(pictures):,}")
-        return collect_activations(model, _counted(batches(pictures.pixels), told))
+        return inspection.collect_activations(model, _counted(batches(pictures.pixels), told))
     of_queries, of_bank = collect("test pictures", queries), collect("training pictures", bank)
     right = (of_queries.probabilities.argmax(1) == queries.labels).float().mean().item()
     report = dict(network=network | dict(accuracy=right, test_images=len(queries)),

@@ -17,11 +17,12 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +32,12 @@ from torch import Tensor, nn
 from ..base.errors import InputError
 
 # %% ../../nbs/engine/processes.ipynb #b44672be
-def share(n: int,                 # images in the batch
-          rank: int, size: int    # which of how many processes
+def share(n: int,                       # images in the batch
+          place: int = 0, size: int = 0 # which of how many processes; by default this one of its group
          ) -> slice:
     "The part of a batch that a process takes."
-    return slice(n * rank // size, n * (rank + 1) // size)
+    if not size: place, size = rank(), world_size()
+    return slice(n * place // size, n * (place + 1) // size)
 
 # %% ../../nbs/engine/processes.ipynb #e0d8b205
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class _World:
     local_size: int
     restarts: int = 0  # how often torchrun has started them again
 
-
-def find_world(env: Mapping[str, str] | None = None # None: the environment of this process
-              ) -> _World | None:
+# %% ../../nbs/engine/processes.ipynb #afa59006
+def find_world(env: Mapping[str, str] = os.environ) -> _World | None:
     "What torchrun, or `launch`, says in the environment; None for a process that was started alone."
-    env = os.environ if env is None else env
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not {*names, "MASTER_ADDR", "MASTER_PORT"} <= env.keys(): return None
-    try: return _World(*(int(env[name]) for name in names), int(env.get("TORCHELASTIC_RESTART_COUNT", 0)))
+    try:
+        rank, size, local_rank, local_size = (int(env[name]) for name in names)
+        return _World(rank, size, local_rank, local_size, int(env.get("TORCHELASTIC_RESTART_COUNT", 0)))
     except ValueError:
         raise InputError(f"{', '.join(names)} in the environment must be whole numbers; "
                          "start with torchrun, or unset them") from None
@@ -80,7 +82,7 @@ def _backend(device: torch.device, world: _World) -> str:
     own_gpu = device.type == "cuda" and world.local_size <= torch.cuda.device_count()
     return "cpu:gloo,cuda:nccl" if own_gpu and dist.is_nccl_available() else "gloo"
 
-
+# %% ../../nbs/engine/processes.ipynb #b3c80c59
 @contextmanager
 def process_group(world: _World | None, device: torch.device) -> Iterator[None]:
     "In the group of a run's processes; alone, nothing changes."
@@ -201,7 +203,8 @@ def launch(size: int,
            patience: float = 30.0  # seconds that the others have to end when one has failed
           ) -> int:
     "Run a command in several processes on this machine; its exit code, 1 if one was killed."
-    port, children = _free_port(), []
+    port = _free_port()
+    children: list[subprocess.Popen] = []
     def pass_on(number, frame):
         for child in children: child.send_signal(number)
     before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}

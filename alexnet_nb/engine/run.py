@@ -11,10 +11,11 @@ import datetime
 import math
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..base.device import describe_device
@@ -31,19 +31,15 @@ from ..base.pictures import Images
 from ..base.plots import draw_curves
 from ..base.results import versions
 from ..data import Recipe
-from .baseline import linear_accuracy
-from .checkpoint import group_state, match_layout, random_state, rates_by_group
-from .checkpoint import schedule_state, set_random_state
-from .files import CheckpointFolder, check_writable, copy_checkpoint, launch_name
-from .files import lock_folders, remove_leftovers, replacing, save_checkpoint, save_json
-from .loaders import DeviceLoader
-from .logs import Log, NoLog, read_log, write_hparams, write_panels
-from .processes import all_gather, all_reduce_max, all_reduce_sum, by_leader, leader
-from .processes import lost_peer, rank, seed_for_rank, world_size
-from .signals import StopFlag, Stopped, stop_on_signals
 from ..model import AlexNet
-from ..train import Diverged, Epoch, Evaluation, Progress, Step, confusion_matrix, evaluate
-from ..train import rescale_velocity, train
+from ..train import Diverged, Epoch, Evaluation, Progress, Step, evaluate, rescale_velocity, train
+from . import files
+from . import processes as group
+from .baseline import linear_accuracy
+from .checkpoint import random_state, restore_optimizer, restore_schedule, set_random_state
+from .loaders import DeviceLoader, ImageLoader
+from .logs import Log, NoLog, read_log, tested, write_hparams, write_panels
+from .signals import StopFlag, Stopped, stop_on_signals
 
 # %% ../../nbs/engine/run.ipynb #a947d91c
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Options:
     log_dir: Path
     config: dict
 
-
+# %% ../../nbs/engine/run.ipynb #b76ca85e
 @dataclass
 class RunProgress(Progress):
     "Where a run stands; all of it goes into checkpoints."
@@ -87,12 +83,12 @@ class Run:
     scheduler: LRScheduler
     recipe: Recipe
     classes: tuple[str, ...]
-    train: DataLoader | DeviceLoader
-    val: DataLoader | DeviceLoader
-    test: DataLoader | DeviceLoader
+    train: ImageLoader | DeviceLoader
+    val: ImageLoader | DeviceLoader
+    test: ImageLoader | DeviceLoader
     images: tuple[Images, Images]  # training and test
     folder: Path                   # logs of this run
-    checkpoints: CheckpointFolder
+    checkpoints: files.CheckpointFolder
     dtype: torch.dtype             # that the network multiplies in
     scaler: torch.amp.GradScaler   # of the loss, where that is float16
     choices: dict                  # what was chosen for speed
@@ -106,53 +102,49 @@ def shared_loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
     "Cross-entropy of this process's images; its mean over the group is that of the whole batch."
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         images = run.train.batch_sampler.images_in(run.progress.batch)
-        return F.cross_entropy(logits, y, reduction="sum") / (images / world_size())
+        return F.cross_entropy(logits, y, reduction="sum") / (images / group.world_size())
     return loss
 
 # %% ../../nbs/engine/run.ipynb #2bbd68bf
 def _read_steps(steps: list[Step]) -> list[tuple[float, int]]:
     "Loss and number right of each update, the group's, in one transfer. Raises `Diverged`."
-    pairs = [torch.stack([s.loss / world_size(), s.right.to(s.loss.dtype)]) for s in steps]
-    values = all_reduce_sum(torch.stack(pairs)).tolist()
-    for s, (loss, _) in zip(steps, values):
+    pairs = [torch.stack([s.loss / group.world_size(), s.right.to(s.loss.dtype)]) for s in steps]
+    values = group.all_reduce_sum(torch.stack(pairs)).tolist()
+    for s, (loss, _) in zip(steps, values, strict=True):
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {s.number} (rate {s.rate:g}); lower "
                            "training.learning_rate; the last checkpoint is from before")
     return [(loss, int(right)) for loss, right in values]
 
 # %% ../../nbs/engine/run.ipynb #de94e23e
-def _note_steps(run: Run, log: Log | NoLog, bar: tqdm, steps: list[Step],
-                came: list[tuple[float, int]], # loss and number right of each
-                took: float                    # seconds for all of them, waiting for the batches included
-               ) -> None:
-    "Add updates to the progress, the logs and the bar."
-    p, each = run.progress, took / len(steps)
-    for s, (loss, right) in zip(steps, came):
+def _note_steps(run: Run, log: Log, bar: tqdm, steps: list[Step], came: list[tuple[float, int]],
+                took: float) -> None:
+    "Add updates, what came of each, and their seconds to the progress, the logs and the bar."
+    p, speed = run.progress, 0.0
+    for s, (loss, right) in zip(steps, came, strict=True):
         p.loss_sum, p.right, p.seen = p.loss_sum + loss * s.images, p.right + right, p.seen + s.images
-        values = dict(loss=loss, accuracy=right / s.images, learning_rate=s.rate,
-                      images_per_second=s.images / each)
+        speed = s.images * len(steps) / took
+        values = dict(loss=loss, accuracy=right / s.images, learning_rate=s.rate, images_per_second=speed)
         log.write("steps", step=s.number, epoch=s.epoch, **values)
         log.scalars("train", s.number, **values)
     p.seconds += took
-    means = dict(loss=f"{p.loss_sum / p.seen:.3f}", acc=f"{p.right / p.seen:.1%}")
-    bar.set_postfix(**means, img_s=f"{values['images_per_second']:.0f}", refresh=False)
+    means = dict(loss=f"{p.loss_sum / p.seen:.3f}", acc=f"{p.right / p.seen:.1%}", img_s=f"{speed:.0f}")
+    bar.set_postfix(means, refresh=False)
     bar.update(len(steps))
 
 # %% ../../nbs/engine/run.ipynb #87a2c095
-def _note_epoch(run: Run, log: Log | NoLog, epoch: Epoch) -> None:
+def _note_epoch(run: Run, log: Log, epoch: Epoch, val: Evaluation) -> None:
     "One line for people, one in the log, the panels; a word if the loss has not moved."
-    p = run.progress
+    p, (right, wrong) = run.progress, (val.accuracy, val.loss)
     loss, accuracy = p.loss_sum / p.seen, p.right / p.seen
-    val = dict(loss=epoch.validation.loss, accuracy=epoch.validation.accuracy)
     log.write("epochs", step=p.step, epoch=epoch.number, seconds=round(p.seconds, 1), loss=loss,
-              accuracy=accuracy, val_loss=val["loss"], val_accuracy=val["accuracy"], learning_rate=epoch.rate)
+              accuracy=accuracy, val_loss=wrong, val_accuracy=right, learning_rate=epoch.rate)
     log.scalars("train", p.step, epoch_loss=loss, epoch_accuracy=accuracy)
-    log.scalars("val", p.step, **val, epoch_loss=val["loss"], epoch_accuracy=val["accuracy"])
-    panels = run.model, p.step, epoch.validation, run.images[0], run.classes
-    log.retrying(lambda: write_panels(log.board, *panels))
+    log.scalars("val", p.step, loss=wrong, accuracy=right, epoch_loss=wrong, epoch_accuracy=right)
+    log.retrying(lambda: write_panels(log.board, run.model, p.step, val, run.images[0], run.classes))
     tqdm.write(f"epoch {epoch.number} of {run.options.epochs}: loss {loss:.3f}, accuracy {accuracy:.1%}; "
-               f"validation loss {val['loss']:.3f}, accuracy {val['accuracy']:.1%}", file=sys.stdout)
-    if leader(): _warn_if_stuck(loss, run.options.num_classes)
+               f"validation loss {wrong:.3f}, accuracy {right:.1%}", file=sys.stdout)
+    if group.leader(): _warn_if_stuck(loss, run.options.num_classes)
 
 # %% ../../nbs/engine/run.ipynb #94c73a3f
 def _check_weights(run: Run) -> None:
@@ -172,8 +164,10 @@ def _warn_if_stuck(loss: float, num_classes: int) -> None:
 # %% ../../nbs/engine/run.ipynb #e62f182d
 class _StepRecorder:
     "What a run adds to each step: books, logs, a checkpoint now and then, and a look whether to stop."
-    def __init__(self, run: Run, log: Log | NoLog, flag: StopFlag, bar: tqdm, max_steps: float = math.inf):
-        self.run, self.log, self.flag, self.bar, self.max_steps = run, log, flag, bar, max_steps
+    def __init__(self, run: Run, log: Log, flag: StopFlag, bar: tqdm, max_steps: float = math.inf,
+                 then: Callable[[], object] = lambda: None):
+        self.run, self.log, self.flag, self.bar = run, log, flag, bar
+        self.max_steps, self.then = max_steps, then
         self.at_once = 1 if run.device.type == "cpu" or max_steps < math.inf else 20  # steps a look
         self.steps: list[Step] = []
         self.began, self.saved = time.perf_counter(), time.monotonic()
@@ -193,7 +187,8 @@ class _StepRecorder:
         _note_steps(self.run, self.log, self.bar, self.steps, came, now - self.began)
         self.steps, self.began = [], now
         if progress.step >= self.max_steps: raise Stopped(f"max_steps {self.max_steps}", 0)
-        if all_reduce_max(int(time.monotonic() > self.saved + 60 * options.checkpoint_minutes)): self.save()
+        late = time.monotonic() > self.saved + 60 * options.checkpoint_minutes
+        if group.all_reduce_max(int(late)): self.save()
         self.flag.check()
 
     def save(self, accuracy: float = -1.0) -> None:
@@ -205,61 +200,51 @@ class _StepRecorder:
 class _Recorder(_StepRecorder):
     "What a run adds to the loop from outside, for each step and for each epoch."
     rate = math.nan  # the schedule's, of the epoch that was judged last
+    judged: Evaluation
 
     def judge(self, model: nn.Module, batches: Iterable) -> Evaluation:
         "Validation, by all processes together."
         _check_weights(self.run)
-        self.rate = self.run.scheduler.get_last_lr()[0]
-        return evaluate(self.run.model, batches, precision=self.run.dtype, gather=all_gather,
-                        after_batch=self.flag.check)
+        self.rate = float(self.run.scheduler.get_last_lr()[0])
+        self.judged = evaluate(self.run.model, batches, precision=self.run.dtype, gather=group.all_gather,
+                               after_batch=self.flag.check)
+        return self.judged
 
     def after_epoch(self, epoch: Epoch) -> None:
         "Note what the epoch came to, and save; the schedule has chosen the next rate."
         run, progress = self.run, self.run.progress
-        _note_epoch(run, self.log, epoch)
+        _note_epoch(run, self.log, epoch, self.judged)
         new_rate = run.optimizer.param_groups[0]["lr"]
         if run.options.paper_velocity and new_rate != self.rate:
             rescale_velocity(run.optimizer, self.rate, new_rate)
         progress.loss_sum, progress.right, progress.seen = 0.0, 0, 0
-        self.save(epoch.validation.accuracy)
+        self.save(self.judged.accuracy)
+        self.then()
 
 # %% ../../nbs/engine/run.ipynb #f7dd462f
 def checkpoint_of(run: Run) -> dict:
     "All that going on exactly, and predicting honestly, needs; tensors and plain types only."
-    random, *others = all_gather(random_state())
-    parts = dict(model=run.model, optimizer=run.optimizer, scheduler=run.scheduler, scaler=run.scaler)
-    states = {name: part.state_dict() for name, part in parts.items()} | dict(random=random)
-    if others: states["random_others"] = others
-    return states | dict(epoch=run.progress.epoch, total_steps=run.progress.step, seed=run.options.seed,
-                         progress=asdict(run.progress), config=run.options.config, run=run.folder.name,
-                         classes=list(run.classes), recipe=asdict(run.recipe))
+    random, *others = group.all_gather(random_state())
+    parts: dict[str, Any] = dict(model=run.model, optimizer=run.optimizer, scheduler=run.scheduler)
+    states = {name: part.state_dict() for name, part in parts.items()} | dict(scaler=run.scaler.state_dict())
+    states |= dict(random=random, random_others=others) if others else dict(random=random)
+    states |= dict(epoch=run.progress.epoch, total_steps=run.progress.step, seed=run.options.seed)
+    states |= dict(progress=asdict(run.progress), config=run.options.config, run=run.folder.name)
+    return states | dict(classes=list(run.classes), recipe=asdict(run.recipe))
 
 # %% ../../nbs/engine/run.ipynb #6fc35937
 def restore(run: Run, checkpoint: dict) -> None:
     "Put a checkpoint's optimizer, schedule, random states and place into a run. Raises `InputError`."
-    optimizer, scheduler = run.optimizer, run.scheduler
-    try:
-        if state := checkpoint.get("optimizer"):
-            optimizer.load_state_dict(group_state(state, optimizer, run.model))
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
-        raise InputError("the checkpoint's optimizer state does not fit its network; "
-                         "resume from another checkpoint") from None
-    match_layout(optimizer)
-    try:
-        if state := checkpoint.get("scaler"): run.scaler.load_state_dict(state)
-        if state := checkpoint.get("scheduler"):
-            state = rates_by_group(state, len(optimizer.param_groups))
-            scheduler.load_state_dict(schedule_state(state, scheduler))
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise InputError("the checkpoint's schedule does not fit the config; "
-                         "resume from another checkpoint") from None
+    restore_optimizer(checkpoint, run.optimizer, run.model)
+    restore_schedule(checkpoint, run.scheduler, run.scaler)
     run.progress = _stored_progress(checkpoint)
     if run.progress.batch > run.steps_an_epoch or (run.progress.batch and not run.progress.seen):
         raise InputError("the checkpoint stands at a place that an epoch of these images does not have; "
                          "resume from another checkpoint")
-    optimizer._opt_called = True  # its steps were made in another session; torch would warn after an epoch
-    if "random" in checkpoint:
-        _restore_random(run, [checkpoint["random"], *checkpoint.get("random_others", [])])
+    if "random" not in checkpoint: return
+    states = [checkpoint["random"], *checkpoint.get("random_others", [])]
+    # another number of processes: all but the first keep the states that they were seeded with
+    if group.leader() or len(states) == group.world_size(): set_random_state(states[group.rank()])
 
 # %% ../../nbs/engine/run.ipynb #8f2b160e
 def _stored_progress(checkpoint: dict) -> RunProgress:
@@ -269,19 +254,7 @@ def _stored_progress(checkpoint: dict) -> RunProgress:
     stored = checkpoint.get("progress", bare)
     return RunProgress(**{key: value for key, value in stored.items() if key in known})
 
-
-def _restore_random(run: Run, states: list[dict]) -> None:
-    "Random states of all processes; in another number of processes, new ones for all but the leader."
-    if leader() or len(states) == world_size(): set_random_state(states[rank()])
-    else: seed_for_rank(run.options.seed, run.progress.step)
-
 # %% ../../nbs/engine/run.ipynb #b8ef3dfa
-def _model_path(run: Run, which: str # last, best or final
-               ) -> Path:
-    "Where a checkpoint lies."
-    return run.checkpoints.now / f"alexnet_{which}.pkl"
-
-
 def save_last(run: Run, accuracy: float = -1.0 # on the validation images, at the end of an epoch
              ) -> None:
     "Save where the run stands, as the best too if it is. Raises `Diverged` rather than save spoiled weights."
@@ -290,43 +263,36 @@ def save_last(run: Run, accuracy: float = -1.0 # on the validation images, at th
     checkpoint = checkpoint_of(run)
     def write(folder: Path) -> None:
         last, best_one = folder / "alexnet_last.pkl", folder / "alexnet_best.pkl"
-        save_checkpoint(best_one if best else last, checkpoint)
-        if best: copy_checkpoint(best_one, last)
-    by_leader(lambda: run.checkpoints.save(write))
+        files.save_checkpoint(best_one if best else last, checkpoint)
+        if best: files.copy_checkpoint(best_one, last)
+    group.by_leader(lambda: run.checkpoints.save(write))
 
 # %% ../../nbs/engine/run.ipynb #e3742fdb
-def train_all(run: Run, log: Log | NoLog, flag: StopFlag, max_steps: float = math.inf, show_bar: bool = True,
-              epochs: int | None = None,                     # in all; None: as many as the run was asked for
-              after_epoch: Callable[[], object] = lambda: None
-             ) -> None:
-    "Every epoch that is left: the lesson's loop, with what a run adds from outside."
+def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float = math.inf, show_bar: bool = True,
+              epochs: int | None = None, after_epoch: Callable[[], object] = lambda: None) -> None:
+    "Every epoch that is left, or as many as `epochs` in all: the lesson's loop, with what a run adds."
     epochs = run.options.epochs if epochs is None else epochs
     with tqdm(total=epochs * run.steps_an_epoch, initial=run.progress.step, desc="training", unit="step",
-              mininterval=0.5 if sys.stderr.isatty() else 60, disable=not (show_bar and leader())) as bar:
-        recorder = _Recorder(run, log, flag, bar, max_steps)
-        def epoch_done(epoch: Epoch) -> None:
-            recorder.after_epoch(epoch)
-            after_epoch()
+              mininterval=0.5 if sys.stderr.isatty() else 60,
+              disable=not (show_bar and group.leader())) as bar:
+        recorder = _Recorder(run, log, flag, bar, max_steps, after_epoch)
         train(run.net, recorder, run.val, epochs=epochs, warmup_steps=run.options.warmup_steps,
               optimizer=run.optimizer, scheduler=run.scheduler, scaler=run.scaler, precision=run.dtype,
               loss=shared_loss(run), progress=run.progress, judge=recorder.judge,
-              after_step=recorder.after_step, after_epoch=epoch_done)
+              after_step=recorder.after_step, after_epoch=recorder.after_epoch)
 
 # %% ../../nbs/engine/run.ipynb #b297fe4e
 def _summarise(run: Run, test: Evaluation | None, seconds: float) -> dict:
     "A run as plain JSON: what was asked, what came of it, on what, when."
-    o, p, (train, val) = run.options, run.progress, (x.batch_sampler.indices for x in (run.train, run.val))
-    summary = dict(
-        date=datetime.date.today().isoformat(), device=describe_device(run.device), versions=versions(),
-        chosen=run.choices, seeds=[o.seed], processes=world_size(), config=o.config, epochs_done=p.epoch,
-        finished=test is not None, total_steps=p.step, training_seconds=round(p.seconds, 1),
-        wall_seconds_this_session=round(seconds, 1), train_images=len(train), val_images=len(val),
-        steps=read_log(run.folder, "steps"), epochs=read_log(run.folder, "epochs"))
-    if test is None: return summary
-    summary |= dict(test_images=len(test.labels), test_accuracy=test.accuracy, test_loss=test.loss,
-                    classes=list(run.classes), confusion=confusion_matrix(test).tolist())
-    if len(run.classes) > 5: summary["test_accuracy_top5"] = test.accuracy_at(5)
-    return summary
+    o, p, today = run.options, run.progress, datetime.date.today().isoformat()
+    train, val = (len(loader.batch_sampler.indices) for loader in (run.train, run.val))
+    summary: dict[str, Any] = dict(date=today, device=describe_device(run.device), versions=versions())
+    summary |= dict(chosen=run.choices, seeds=[o.seed], processes=group.world_size(), config=o.config)
+    summary |= dict(finished=test is not None, epochs_done=p.epoch, total_steps=p.step)
+    summary |= dict(training_seconds=round(p.seconds, 1), wall_seconds_this_session=round(seconds, 1))
+    summary |= dict(train_images=train, val_images=val)
+    summary |= {kind: read_log(run.folder, kind) for kind in ("steps", "epochs")}
+    return summary | (tested(test, run.classes) if test else {})
 
 # %% ../../nbs/engine/run.ipynb #73acdeaf
 def _baseline(run: Run) -> float:
@@ -342,11 +308,11 @@ def _save_final(run: Run) -> None:
     checkpoint = checkpoint_of(run)
     def write(folder: Path) -> None:
         last, best, final = (folder / f"alexnet_{which}.pkl" for which in ("last", "best", "final"))
-        same = [last] + [best] * (best.exists() and last.exists() and best.samefile(last))
-        if final.exists(): copy_checkpoint(final, final.with_suffix(".previous.pkl"))
-        save_checkpoint(final, checkpoint)
-        for path in same: copy_checkpoint(final, path)
-    by_leader(lambda: run.checkpoints.save(write))
+        same = [last, best] if best.exists() and last.exists() and best.samefile(last) else [last]
+        if final.exists(): files.copy_checkpoint(final, final.with_suffix(".previous.pkl"))
+        files.save_checkpoint(final, checkpoint)
+        for path in same: files.copy_checkpoint(final, path)
+    group.by_leader(lambda: run.checkpoints.save(write))
 
 # %% ../../nbs/engine/run.ipynb #777ee355
 def _report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
@@ -361,22 +327,24 @@ def _report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
         print(f"the best linear classifier on the same 32 x 32 pixels: {summary['linear_accuracy']:.1%}")
     metrics = dict(test_accuracy=test.accuracy, test_loss=test.loss)
     log.retrying(lambda: write_hparams(log.board["train"], run.options.config, metrics, run.progress.step))
-    with replacing(out / "curves.png", "paths.output_dir") as part:
+    with files.replacing(out / "curves.png", "paths.output_dir") as part:
         draw_curves(summary["steps"], summary["epochs"]).savefig(part, dpi=120, format="png")
     log.flush()
-    save_json(out / "results.json", summary, "paths.output_dir")
+    files.save_json(out / "results.json", summary, "paths.output_dir")
     return summary
 
 # %% ../../nbs/engine/run.ipynb #a4f65b26
-def _finish(run: Run, log: Log | NoLog, began: float, after_batch: Callable[[], None]) -> dict | None:
+def _finish(run: Run, log: Log, began: float, after_batch: Callable[[], None]) -> dict:
     "The test images, once; the report; last of all the final checkpoint. The leader's summary."
-    test = evaluate(run.model, run.test, precision=run.dtype, gather=all_gather, after_batch=after_batch)
-    summary = by_leader(lambda: _report(run, log, test, began))
+    test = evaluate(run.model, run.test, precision=run.dtype, gather=group.all_gather,
+                    after_batch=after_batch)
+    summary = group.by_leader(lambda: _report(run, log, test, began))
     _save_final(run)
-    print(f"wrote {_model_path(run, 'final')} and {run.options.output_dir / 'curves.png'}")
-    if (folder := run.checkpoints).away:
+    folder = run.checkpoints
+    print(f"wrote {folder.now / 'alexnet_final.pkl'} and {run.options.output_dir / 'curves.png'}")
+    if folder.away:
         print(f"{folder.folder}: is still away; copy there what lies in {folder.spare}", file=sys.stderr)
-    return summary
+    return summary or {}
 
 # %% ../../nbs/engine/run.ipynb #753a04c9
 def _explain(error: Exception, batch_size: int) -> str | None:
@@ -391,8 +359,8 @@ def _explain(error: Exception, batch_size: int) -> str | None:
         said = text.splitlines()[0].rstrip(". ")
         cure = "lower data.num_workers, then go on with --resume"
         return f"a process that loads images has died ({said}); {cure}"
-    if lost_peer(error): return "another process of this run has ended, see what it said; go on with --resume"
-    return None
+    if not group.lost_peer(error): return None
+    return "another process of this run has ended, see what it said; go on with --resume"
 
 # %% ../../nbs/engine/run.ipynb #dfdf2118
 @contextmanager
@@ -406,40 +374,25 @@ def plain_errors(batch_size: int) -> Iterator[None]:
         raise RunError(line) from None
 
 # %% ../../nbs/engine/run.ipynb #df0d048c
-def _lock_run_folders(options: Options) -> ExitStack:
-    "Make a run's folders, keep other runs out, clear away what a killed run left. Raises `InputError`."
-    folders = options.output_dir, options.checkpoint_dir
-    check_writable(*folders, options.log_dir)
-    taken = lock_folders(*folders, launch=launch_name())
-    for folder in folders: remove_leftovers(folder)
-    return taken
-
-
 def _open_log(run: Run, taken: ExitStack) -> Log:
     "The logs of a run, in a folder that it locks as well; the effective config beside them and the output."
-    check_writable(run.folder)
-    # another run may be resuming the same one elsewhere
-    taken.enter_context(lock_folders(run.folder, launch=launch_name()))
-    remove_leftovers(run.folder)
+    taken.enter_context(files.hold_folders(run.folder))  # another run may be resuming the same one elsewhere
     log = Log(run.folder, run.progress.step, run.progress.epoch)
     text = yaml.safe_dump(run.options.config, sort_keys=False)
     for folder, setting in ((run.folder, "paths.log_dir"), (run.options.output_dir, "paths.output_dir")):
-        with replacing(folder / "config.yaml", setting) as part: part.write_text(text, encoding="utf-8")
+        with files.replacing(folder / "config.yaml", setting) as part: part.write_text(text, encoding="utf-8")
     return log
 
 # %% ../../nbs/engine/run.ipynb #269d0fef
-def open_run(options: Options, make: Callable[[], Run]) -> tuple[Run, Log | NoLog]:
+def open_run(options: Options, make: Callable[[], Run]) -> tuple[Run, Log]:
     "A run and its logs; until the log is closed no other run may have its folders."
-    taken = by_leader(lambda: _lock_run_folders(options))
-    try:
+    folders, log_dir = (options.output_dir, options.checkpoint_dir), options.log_dir
+    with group.by_leader(lambda: files.hold_folders(*folders, also=log_dir)) or ExitStack() as taken:
         run = make()
-        log = by_leader(lambda: _open_log(run, taken)) or NoLog()
-    except BaseException:
-        if taken: taken.close()
-        raise
-    log.at_end = taken
+        log = group.by_leader(lambda: _open_log(run, taken)) or NoLog()
+        log.at_end = taken.pop_all()
     print(f"device: {describe_device(run.device)}; {', '.join(f'{k} {v}' for k, v in run.choices.items())}")
-    if (n := world_size()) > 1:
+    if (n := group.world_size()) > 1:
         size = options.batch_size
         print(f"{n} processes, by {torch.distributed.get_backend()}: each batch of {size} is shared, "
               f"{size / n:g} images to a process; the rate stays {options.learning_rate:g}")
@@ -453,7 +406,7 @@ class Result:
     run: Run
     finished: bool
     exit_code: int = 0
-    summary: dict | None = None
+    summary: dict = field(default_factory=dict)  # the leader's
 
 # %% ../../nbs/engine/run.ipynb #60212441
 def train_to_the_end(options: Options, make: Callable[[], Run], minutes: float = math.inf,
@@ -469,9 +422,9 @@ def train_to_the_end(options: Options, make: Callable[[], Run], minutes: float =
         except Stopped as stop:
             log.flush()
             save_last(run)
-            last = _model_path(run, "last")
+            last = run.checkpoints.now / "alexnet_last.pkl"
             print(f"stopped ({stop}) after {run.progress.step} steps; go on with --resume {last}")
-            summary = _summarise(run, None, time.monotonic() - began) if leader() else None
-            if leader(): save_json(options.output_dir / "results.json", summary, "paths.output_dir")
+            summary = _summarise(run, None, time.monotonic() - began) if group.leader() else {}
+            if summary: files.save_json(options.output_dir / "results.json", summary, "paths.output_dir")
             return Result(run, False, stop.code, summary)
         finally: log.close()

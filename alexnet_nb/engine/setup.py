@@ -9,14 +9,12 @@ __all__ = ['options_of', 'make_recipe', 'run_device', 'gpu_ids', 'start', 'fit',
 import math
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from ..base.cifar10 import read_cifar10
 from ..base.device import PRECISIONS, pick_device, pick_precision, set_seed
@@ -24,16 +22,15 @@ from ..base.drawings import drawings
 from ..base.errors import InputError
 from ..base.pictures import Images, check_images, read_folder, stack_pixels
 from ..data import Recipe, colour_statistics, paper_recipe, split, usual_recipe
+from ..model import AlexNet
+from ..train import make_optimizer, make_scheduler
 from .allocator import reuse_memory
 from .checkpoint import architecture, build_model, stored_classes, stored_recipe
 from .config import Config, make_config, merge
 from .files import CheckpointFolder
-from .loaders import DeviceLoader, EpochBatches, PreparedImages, make_loader
-from .processes import by_leader, find_world, rank, replicated, seed_for_rank, share
-from .processes import world_size
+from .loaders import DeviceLoader, EpochBatches, ImageLoader, PreparedImages, make_loader
+from .processes import by_leader, find_world, replicated, seed_for_rank, share, world_size
 from .run import Options, Result, Run, restore, train_to_the_end
-from ..model import AlexNet
-from ..train import make_optimizer, make_scheduler
 
 # %% ../../nbs/engine/setup.ipynb #8fe099c5
 def options_of(cfg: Config) -> Options:
@@ -50,12 +47,13 @@ def options_of(cfg: Config) -> Options:
 def _load_data(cfg: Config) -> tuple[Images, Images]:
     "The training and test images that a config names."
     d, train_dir = cfg.data, cfg.paths.train_img_dir
+    assert d.data_dir  # a checked config names it
     if d.dataset == "drawings":
-        n, held, test_n = d.train_images or 5000, d.val_images, d.test_images or 500
-        if (many := n + held + test_n) > 100_000:
+        sizes = (d.train_images or 5000) + d.val_images, d.test_images or 500
+        if (many := sum(sizes)) > 100_000:
             raise InputError(f"data.train_images, val_images and test_images come to {many:,} drawings; "
                              "they are for trying out, 100,000 at most")
-        train, test = drawings(n + held, 2 * cfg.training.seed), drawings(test_n, 2 * cfg.training.seed + 1)
+        train, test = (drawings(n, 2 * cfg.training.seed + part) for part, n in enumerate(sizes))
     elif d.dataset == "CIFAR10":
         train, test = (read_cifar10(d.data_dir, part, d.download, train_dir) for part in (True, False))
     else:
@@ -85,13 +83,11 @@ def make_recipe(cfg: Config, train: Images) -> Recipe:
 
 # %% ../../nbs/engine/setup.ipynb #89522ea7
 def _fitting_pixels(images: tuple[Images, Images], device: torch.device,
-                   asked: str = "auto",     # 'device', 'workers' or 'auto'
-                   most_bytes: int = 2**30  # a set may take on the device
-                  ) -> list[Tensor] | None:
+                    asked: str = "auto", most_bytes: int = 2**30) -> list[Tensor] | None:
     "Both sets as uint8 (N, 3, H, W) on the device; None for processes that read files. Raises `InputError`."
     if asked == "device" or (asked == "auto" and device.type in ("cpu", "cuda")):
-        pixels = [stack_pixels(one, most_bytes) for one in images]
-        if all(p is not None for p in pixels): return [p.to(device) for p in pixels]
+        pixels = [p.to(device) for one in images if (p := stack_pixels(one, most_bytes)) is not None]
+        if len(pixels) == len(images): return pixels
         if asked == "device":
             raise InputError("data.loader is 'device', but the pictures differ in size or take more than "
                              f"{most_bytes // 2**20} MB; use auto or workers")
@@ -100,25 +96,23 @@ def _fitting_pixels(images: tuple[Images, Images], device: torch.device,
 
 # %% ../../nbs/engine/setup.ipynb #9a74770d
 def _make_loaders(cfg: Config, images: tuple[Images, Images], recipe: Recipe, pin: bool,
-                  pixels: list[Tensor] | None = None # both sets on the device; None: processes prepare them
-                 ) -> list[DataLoader | DeviceLoader]:
-    "Loaders for training, validation and test."
+                  pixels: list[Tensor] | None = None) -> list[ImageLoader | DeviceLoader]:
+    "Loaders for training, validation and test, from pixels on the device or by processes that prepare them."
     d, size, seed = cfg.data, cfg.training.batch_size, cfg.training.seed
-    part = partial(share, rank=rank(), size=world_size())
     if size < world_size():
         raise InputError(f"training.batch_size is {size}, but {world_size()} processes share it; "
                          "enlarge it or start fewer")
     fit, held = split(images[0].labels, d.val_images, seed)
     fit = _limit(fit, images[0].labels, d.train_images)
     every = _limit(np.arange(len(images[1])), images[1].labels, d.test_images)
-    batches = EpochBatches(fit, size, seed, d.drop_last, part)
+    batches = EpochBatches(fit, size, seed, d.drop_last, share)
     if not len(batches):
         raise InputError(f"training.batch_size is {size}, but there are {len(fit)} training images "
                          "and data.drop_last is on")
-    def loader(which: int, batches: EpochBatches, seed: int | None = None) -> DataLoader | DeviceLoader:
+    def loader(which: int, batches: EpochBatches, seed: int | None = None) -> ImageLoader | DeviceLoader:
         if pixels is not None: return DeviceLoader(pixels[which], images[which].labels, recipe, batches, seed)
         return make_loader(PreparedImages(images[which], recipe, seed), batches, d.num_workers, pin)
-    val, test = (EpochBatches(of, size, part=part) for of in (held, every))
+    val, test = (EpochBatches(of, size, part=share) for of in (held, every))
     return [loader(0, batches, seed), loader(0, val), loader(1, test)]
 
 # %% ../../nbs/engine/setup.ipynb #15d6543d
@@ -131,8 +125,7 @@ def _schedule_of(cfg: Config, optimizer: torch.optim.Optimizer) -> LRScheduler:
 # %% ../../nbs/engine/setup.ipynb #8b015fe9
 def run_device(cfg: Config) -> torch.device:
     "The device of this process."
-    world = find_world()
-    local_rank = None if world is None else world.local_rank
+    local_rank = world.local_rank if (world := find_world()) else None
     device = pick_device(cfg.device.use_cuda, cfg.device.device_ids, local_rank)
     if device.type == "cuda": torch.cuda.set_device(device)
     return device
@@ -158,10 +151,10 @@ def _new_folder(log_dir: str | Path) -> Path:
 # %% ../../nbs/engine/setup.ipynb #063313f1
 def _network(cfg: Config, checkpoint: dict | None, device: torch.device) -> AlexNet:
     "The network, new or stored, on its device, laid out in memory and, if asked, compiled."
-    given, layout = cfg.model.model_dump(), torch.contiguous_format
-    if cfg.device.channels_last: layout = torch.channels_last
+    given = cfg.model.model_dump()
+    layout = torch.channels_last if cfg.device.channels_last else torch.contiguous_format
     model = build_model(checkpoint, lacking=given) if checkpoint else AlexNet(**given)
-    model = model.to(device, memory_format=layout)
+    model = model.to(device).to(memory_format=layout)
     if cfg.device.compile: model.compile()
     return model
 
@@ -174,30 +167,29 @@ def _recipe(cfg: Config, checkpoint: dict | None, train: Images) -> Recipe:
 # %% ../../nbs/engine/setup.ipynb #9694da94
 def start(cfg: Config, checkpoint: dict | None = None) -> Run:
     "A run at its beginning, or where a checkpoint left it."
-    d, device, options = cfg.device, run_device(cfg), options_of(cfg)
+    d, t, device, options = cfg.device, cfg.training, run_device(cfg), options_of(cfg)
     dtype, images = pick_precision(d.precision, device), by_leader(lambda: _load_data(cfg), then_all=True)
-    if checkpoint: _check_stored_classes(checkpoint, images[0].classes, cfg.data.data_dir)
+    if checkpoint: _check_stored_classes(checkpoint, images[0].classes, str(cfg.data.data_dir))
     pixels = by_leader(lambda: _fitting_pixels(images, device, cfg.data.loader), then_all=True)
-    choices = dict(precision={value: key for key, value in PRECISIONS.items()}[dtype],
-                   layout="channels_last" if d.channels_last else "contiguous",
-                   loader="workers" if pixels is None else "device", compiled=d.compile,
-                   memory_reused=d.reuse_memory and reuse_memory())
+    precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
+    choices = {"precision": precision, "layout": "channels_last" if d.channels_last else "contiguous",
+               "loader": "workers" if pixels is None else "device"}
+    computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms
     set_seed(options.seed)
     model, recipe = _network(cfg, checkpoint, device), _recipe(cfg, checkpoint, images[0])
-    t = cfg.training
     optimizer = make_optimizer(model, t.learning_rate, t.momentum, t.weight_decay)
     pin = cfg.data.pin_memory and device.type == "cuda"
     train, val, test = _make_loaders(cfg, images, recipe, pin, pixels)
-    stored = checkpoint and checkpoint.get("run")
+    stored = checkpoint.get("run") if checkpoint else None
     folder = options.log_dir / Path(stored).name if stored else _new_folder(options.log_dir)
     run = Run(
         options=options, device=device, model=model, net=model, optimizer=optimizer, recipe=recipe,
         scheduler=_schedule_of(cfg, optimizer), classes=images[0].classes, images=images, folder=folder,
-        train=train, val=val, test=test, dtype=dtype, choices=choices,
+        train=train, val=val, test=test, dtype=dtype, choices=choices | computing,
         checkpoints=CheckpointFolder(options.checkpoint_dir, options.output_dir / f"models_{folder.name}"),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
-    seed_for_rank(options.seed, 0)
+    seed_for_rank(options.seed, checkpoint.get("total_steps", 0) if checkpoint else 0)
     if checkpoint: restore(run, checkpoint)
     run.net = replicated(model, device)
     return run
@@ -223,10 +215,11 @@ def _stored_settings(checkpoint: dict) -> dict:
     seed = {"seed": checkpoint["seed"]} if "seed" in checkpoint else {}
     return dict(model=architecture(checkpoint), training=seed)
 
-
+# %% ../../nbs/engine/setup.ipynb #dfc2ca8c
 def resume_config(checkpoint: dict, given: dict) -> Config:
     "The checkpoint's config, with what was given of paths, device, length and loading; the rest is named."
-    stored, asked, taken = _stored_settings(checkpoint), make_config(given).model_dump(), {}
+    stored, asked = _stored_settings(checkpoint), make_config(given).model_dump()
+    taken: dict[str, dict] = {}
     for name in (f"{section}.{key}" for section, keys in merge(given).items() for key in keys):
         section, key = ("data.data_dir" if name == "paths.input_root_dir" else name).split(".")
         value, known = asked[section][key], stored.get(section, {})

@@ -10,9 +10,9 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator
 
 from .processes import all_reduce_max, orphaned
 
@@ -23,7 +23,7 @@ class Stopped(Exception):
         super().__init__(why)
         self.code = code
 
-
+# %% ../../nbs/engine/signals.ipynb #2766f460
 @dataclass
 class StopFlag:
     "Raised by signals and by the clock, read between batches, so that no update is ever cut in two."

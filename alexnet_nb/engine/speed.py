@@ -11,9 +11,11 @@ __all__ = ['TYPES', 'seconds', 'usual_loader', 'usual_alexnet', 'usual_optimizer
 import math
 import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +45,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 # %% ../../nbs/engine/speed.ipynb #b393afbf
 class _UsualPictures(Dataset):
-    """Pictures in memory; each is resized, flipped and normalised by torchvision, alone, whenever it is asked
-    for."""
+    "Pictures in memory; each is resized, flipped and normalised by torchvision, alone, when asked for."
     def __init__(self, images: Images, size: int = 227):
         self.images, self.transform = images, _usual_transform(size, flip=True)
 
@@ -78,8 +79,8 @@ def usual_alexnet(**options # of `AlexNet`
 def usual_optimizer(model: nn.Module, learning_rate: float = 0.01) -> torch.optim.SGD:
     "torch's SGD as it comes, over the groups of `make_optimizer`: weights decay, biases do not."
     params = list(model.parameters())
-    groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": 0.0005},
-              {"params": [p for p in params if p.dim() == 1]}]
+    weights, biases = [p for p in params if p.dim() > 1], [p for p in params if p.dim() == 1]
+    groups: list[dict[str, Any]] = [dict(params=weights, weight_decay=0.0005), dict(params=biases)]
     return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
 
 
@@ -107,17 +108,17 @@ def usual_predict(model: nn.Module, paths: Iterable[str | Path]) -> list[int]:
 # %% ../../nbs/engine/speed.ipynb #61c506be
 @dataclass
 class _Chain:
-    """A convolution or fully-connected layer with what follows it element by element, or a normalisation with
-    its pool."""
+    "A convolution or linear layer with its element-wise followers, or a normalisation with its pool."
     name: str
     inputs: int   # elements read, an image
     outputs: int  # elements written
     macs: int     # multiply-accumulates; 0 for normalisation and pool
 
-
+# %% ../../nbs/engine/speed.ipynb #1ce0678a
 def _chains(model: AlexNet) -> list[_Chain]:
     "The network as the fewest trips through memory, from `layer_table`."
-    found, size = [], 3 * model.image_dim ** 2
+    found: list[_Chain] = []
+    size = 3 * model.image_dim**2
     for row in layer_table(model):
         out, pools = math.prod(row.output), row.kind in ("LocalResponseNorm", "MaxPool2d")
         if row.macs or (pools and found[-1].macs): found.append(_Chain(row.name, size, out, row.macs))
@@ -127,22 +128,20 @@ def _chains(model: AlexNet) -> list[_Chain]:
 
 # %% ../../nbs/engine/speed.ipynb #ca503a72
 def flops(model: AlexNet, training: bool = True) -> int:
-    """Floating-point operations that one image costs: two a multiply-accumulate; backward twice as many, less
-    conv1's input gradient."""
+    "Floating-point operations of an image: two a multiply-add; backward twice, less conv1's input gradient."
     macs = [c.macs for c in _chains(model)]
     return 2 * (3 * sum(macs) - macs[0]) if training else 2 * sum(macs)
 
 
 def elements(model: AlexNet, training: bool = True) -> int:
-    """Elements of feature maps that one image moves through memory at least, every chain one trip forward and
-    one or two back."""
+    "Elements of feature maps that one image moves at least: every chain one trip forward, one or two back."
     all_chains = _chains(model)
     total = sum(c.inputs + c.outputs for c in all_chains)
     if not training: return total
     for i, c in enumerate(all_chains):
-        if not c.macs: total += 2 * c.inputs + c.outputs           # read x and dy, write dx
-        else: total += c.inputs + c.outputs                        # weights: read x and dy
-        if c.macs and i: total += c.inputs + c.outputs             # inputs: read dy, write dx
+        total += c.inputs + c.outputs                     # read x and dy
+        if not c.macs: total += c.inputs                  # write dx
+        elif i: total += c.inputs + c.outputs             # inputs: read dy, write dx
     return total
 
 # %% ../../nbs/engine/speed.ipynb #d5c8d453
@@ -154,8 +153,7 @@ class Rates:
 
 
 def floor_seconds(model: AlexNet, rates: Rates, precision: str, batch: int, training: bool = True) -> float:
-    """The least time for one image: arithmetic, then feature maps, then weights, nothing overlapping (the
-    serial floor)."""
+    "The serial floor of one image: arithmetic, then feature maps, then weights, nothing overlapping."
     size, params = (2 if precision in ("bf16", "fp16") else 4), sum(p.numel() for p in model.parameters())
     # SGD's five passes; read twice, gradient written; or read once
     weights = (5 * 4 + 3 * size if training else size) * params
@@ -167,10 +165,9 @@ TYPES = {"fp32": torch.float32, "tf32": torch.float32} | PRECISIONS
 
 
 def allow_tf32(precision: str) -> None:
-    """On NVIDIA GPUs: float32 multiplied in full, or (`tf32`) from numbers of 10 bits; `default` is what
-    torch comes with."""
+    "On NVIDIA GPUs: float32 multiplied in full, or `tf32`, from numbers of 10 bits; `default` is torch's."
     conv, matmul = {"fp32": ("ieee", "ieee"), "tf32": ("tf32", "tf32")}.get(precision, ("tf32", "ieee"))
-    torch.backends.cudnn.conv.fp32_precision = conv
+    torch.backends.cudnn.conv.fp32_precision = conv  # type: ignore[attr-defined]  # torch adds it at import
     torch.backends.cuda.matmul.fp32_precision = matmul
 
 
@@ -185,15 +182,16 @@ def conv_rate(precision: str, device: torch.device, batch: int = 32, width: floa
     "Operations a second in the fastest of AlexNet's convolutions 2 to 5, either layout."
     allow_tf32(precision)
     with torch.device("meta"): features = AlexNet(width=width).features
-    best = 0.0
+    best, kind = 0.0, TYPES[precision]
     for i, side in ((4, 27), (8, 13), (10, 13), (12, 13)):
         for layout in (torch.contiguous_format, torch.channels_last):
-            conv = features[i].to_empty(device=device).to(TYPES[precision], memory_format=layout)
+            conv = features[i].to_empty(device=device).to(kind).to(memory_format=layout)
+            assert isinstance(conv, nn.Conv2d)
             conv.reset_parameters()
-            x = torch.randn(batch, conv.in_channels, side, side, device=device).to(TYPES[precision],
-                                                                                   memory_format=layout)
+            shape = batch, conv.in_channels, side, side
+            x = torch.randn(shape, device=device).to(kind).contiguous(memory_format=layout)
             work = 2 * conv(x).numel() * conv.weight[0].numel()
-            best = max(best, work / _best_seconds(lambda: conv(x), device))
+            best = max(best, work / _best_seconds(partial(conv, x), device))
     allow_tf32("default")
     return best
 
@@ -207,8 +205,7 @@ def memory_rate(device: torch.device, megabytes: int = 128) -> float:
 
 # %% ../../nbs/engine/speed.ipynb #f88db8ab
 def kept_bytes(layer: nn.Module, x: Tensor) -> int:
-    """Bytes of all tensors that a layer keeps for its backward pass, x among them if it is kept; shared
-    memory counts once."""
+    "Bytes that a layer keeps for its backward pass, x among them if kept; shared memory counts once."
     kept = {}
     def note(t: Tensor) -> Tensor:
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -226,20 +223,17 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         seconds(work, device)
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would chat on stderr
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
-                                profile_memory=True) as profile:
-        work()
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile: work()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
     return int(held.max(initial=0))
 
 # %% ../../nbs/engine/speed.ipynb #c10f0efa
 def resident_bytes(work: Callable[[], object]) -> int | None:
-    """The most memory that the process holds of the machine's during the work, libraries and all; None where
-    it cannot be told."""
+    "The most memory that the process holds during the work, libraries and all; None where nobody tells."
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
         work()
-        line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     except OSError: return None

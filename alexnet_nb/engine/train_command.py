@@ -13,13 +13,13 @@ from pathlib import Path
 
 from ..base.device import pick_device
 from ..base.errors import InputError
+from ..train import Diverged
 from .checkpoint import read_checkpoint
 from .command import run_command
-from .config import Config, given_values, load_config, make_config, to_yaml
+from .config import given_values, load_config, make_config, to_yaml
 from .files import check_writable, launch_name, read_held, save_json
 from .processes import find_world, launch, leader, process_group
 from .setup import fit, gpu_ids, options_of, resume_config, run_device
-from ..train import Diverged
 
 # %% ../../nbs/engine/train_command.ipynb #86c9a996
 def _minutes(text: str) -> float:
@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace) -> int:
     return result.exit_code
 
 # %% ../../nbs/engine/train_command.ipynb #5f8134cf
-def _device_config(args: argparse.Namespace) -> Config:
+def _device_config(args: argparse.Namespace):
     "A config whose device section is that of the run: as given, over what the checkpoint stores."
     cfg = load_config(args.config, args.set)
     checkpoint = read_checkpoint(args.resume, mapped=True) if args.resume else {}
@@ -83,7 +83,7 @@ def _device_config(args: argparse.Namespace) -> Config:
     given = given_values(args.config, args.set).get("device", {})
     return make_config({"device": stored | given}, str(args.resume))
 
-
+# %% ../../nbs/engine/train_command.ipynb #9bfed89f
 def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
     "`_train` alone, in the group that torchrun started, or in a process of its own for each GPU."
     world = find_world()
@@ -97,7 +97,7 @@ def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
         if world is None or world.local_rank == 0: raise  # once a machine: each may lack something else
         return 2 if isinstance(e, InputError) else 1
 
-
+# %% ../../nbs/engine/train_command.ipynb #58ef0355
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_train`; returns the exit code."
     args = _parser().parse_args(argv)

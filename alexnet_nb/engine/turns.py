@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def _cpu_name() -> str:
     "What the processor calls itself."
     try: lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError: lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-                platform.processor() or platform.machine())
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _about(device: torch.device) -> dict:
@@ -45,11 +46,13 @@ def others_busy(wait: float = 1.0 # seconds in which we do nothing
                ) -> float | None:
     "How many cores are at work while we sleep; None where Linux is not there to tell."
     def ticks() -> tuple[int, int]:
-        user, nice, system, idle, io, *rest = map(int,
-                                                  Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+        cores = Path("/proc/stat").read_text().splitlines()[0]
+        user, nice, system, idle, io, *rest = map(int, cores.split()[1:])
         return user + nice + system + sum(rest[:3]), idle + io
     if sys.platform != "linux": return None
-    (busy, idle), _, (more_busy, more_idle) = ticks(), time.sleep(wait), ticks()
+    busy, idle = ticks()
+    time.sleep(wait)
+    more_busy, more_idle = ticks()
     return (os.cpu_count() or 1) * (more_busy - busy) / max(1, more_busy - busy + more_idle - idle)
 
 # %% ../../nbs/engine/turns.ipynb #e671ef3b
@@ -81,12 +84,12 @@ def _obey(order: dict, jobs: dict[str, Job]) -> dict:
         return {}
     if key not in jobs: _warm_up_job(jobs.setdefault(key, make_job(task)), device)
     job = jobs[key]
-    if what == "time": answer = dict(seconds=seconds(job.work, device))
+    answer: dict[str, float | None] = {}
+    if what == "time": answer["seconds"] = seconds(job.work, device)
     elif what == "memory":
-        answer = dict(tensor_bytes=job.live_bytes() + peak_bytes(job.work, device))
+        answer["tensor_bytes"] = job.live_bytes() + peak_bytes(job.work, device)
         job.settle()
-        answer |= dict(resident_bytes=resident_bytes(job.work))
-    else: answer = dict(images=job.images)
+        answer["resident_bytes"] = resident_bytes(job.work)
     job.settle()
     return answer
 
@@ -108,17 +111,16 @@ def serve(allocator: str # default, or reuse: freed memory is kept
 class Side:
     "A process that measures when it is told to, and sleeps otherwise."
     def __init__(self, allocator: str = "default"):
-        self.allocator = allocator
-        self.process = subprocess.Popen([sys.executable, "-m", "alexnet_nb.engine.bench", "--worker",
-                                         allocator], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        command = [sys.executable, "-m", "alexnet_nb.engine.bench", "--worker", allocator]
+        self.allocator, pipe = allocator, subprocess.PIPE
+        self.process = subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, start_new_session=True)
 
     def ask(self, do: str, task: Task) -> dict:
         "Tell it, wait, read the answer. Raises `RunError` if it cannot or has died."
-        try:
+        line, answers = "", self.process.stdout
+        with suppress(BrokenPipeError):
             print(json.dumps(dict(do=do, task=asdict(task))), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except BrokenPipeError: line = ""
+            if answers: line = answers.readline()
         if not line:
             raise RunError(f"a measuring process ended with code {self.process.wait()}; if memory ran out, "
                            "give a smaller --batch-size")
@@ -129,8 +131,7 @@ class Side:
     def close(self) -> None:
         "End it, whatever it is doing."
         self.process.terminate()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout): pipe.close()
+        self.process.communicate()
 
 # %% ../../nbs/engine/turns.ipynb #0c016a69
 _PAUSE = 0.1  # seconds between two measurements, in which the threads of the last one fall asleep
@@ -141,14 +142,14 @@ def interleave(work: list[tuple[Side, Task]], repeats: int, until: float) -> lis
     for side, task in work: side.ask("prepare", task)
     times: list[list[float]] = [[] for _ in work]
     for _ in range(repeats):
-        for one, (side, task) in zip(times, work):
+        for one, (side, task) in zip(times, work, strict=True):
             time.sleep(_PAUSE)
             one.append(side.ask("time", task)["seconds"])
         if time.monotonic() > until: break
     for side in {id(side): side for side, _ in work}.values(): side.ask("drop", work[0][1])
     return times
 
-
+# %% ../../nbs/engine/turns.ipynb #c5e53520
 def summary(times: list[float], images: int) -> dict:
     "Every repeat, their median, how far they spread about it, and images a second."
     middle = statistics.median(times)

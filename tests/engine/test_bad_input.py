@@ -335,7 +335,7 @@ def small_archive(path: Path) -> bytes:
 
 def test_good_download_after_a_bad_source_is_unpacked(tmp_path, monkeypatch, server):
     body = small_archive(tmp_path / "made.tar.gz")
-    monkeypatch.setattr(base_cifar10, "CIFAR10_MD5", hashlib.md5(body).hexdigest())
+    monkeypatch.setattr(base_cifar10, "_CIFAR10_MD5", hashlib.md5(body).hexdigest())
     root = tmp_path / "root"
     base_cifar10._find_cifar10(root, True, (server("/bad", body=b"no"), server("/good", body=body)))
     assert ((root / "cifar-10-python.tar.gz").read_bytes() == body

@@ -204,7 +204,7 @@ def test_folder_as_csv(final, mixed, capsys):
 
 def test_batches_and_company_change_no_prediction(final, mixed):
     classifier = engine_predict_command.load_classifier(final, torch.device("cpu"))
-    files = engine_predict_command.folder_images(mixed)
+    files = engine_predict_command._folder_images(mixed)
     predict = engine_predict_command.predict_files
     whole, small = ([p.probabilities for p in predict(classifier, files, batch_size=n)] for n in (64, 2))
     for a, b in zip(whole, small, strict=True):

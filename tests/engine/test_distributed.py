@@ -56,7 +56,7 @@ def train_by_two(*argv) -> str:
 
 @given(st.integers(1, 60), st.integers(1, 17), st.integers(1, 9), st.booleans())
 def test_shares_are_the_batches_cut(n, batch_size, size, drop_last):
-    parts = [list(EpochBatches(np.arange(n), batch_size, 3, drop_last, partial(share, rank=r, size=size)))
+    parts = [list(EpochBatches(np.arange(n), batch_size, 3, drop_last, partial(share, place=r, size=size)))
              for r in range(size)]
     whole = EpochBatches(np.arange(n), batch_size, 3, drop_last)
     assert [sum(shares, []) for shares in zip(*parts, strict=True)] == list(whole)

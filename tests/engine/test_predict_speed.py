@@ -32,9 +32,9 @@ def classifier_of(width: float = 1 / 16, recipe: Recipe | None = None, **options
     return inference.Classifier(model, recipe or Recipe(), tuple("abcdefghij"), CPU)
 
 
-def one_by_one(classifier, paths, views: int = 1) -> list[engine_predict_command.Prediction]:
+def one_by_one(classifier, paths, views: int = 1) -> list[engine_predict_command._Prediction]:
     "The plain way."
-    answers, answer = [], engine_predict_command.Prediction
+    answers, answer = [], engine_predict_command._Prediction
     for path in paths:
         try: answers.append(answer(str(path), inference.predict(classifier, open_rgb(path), views).tolist()))
         except InputError as e: answers.append(answer(str(path), error=str(e)))
@@ -89,7 +89,7 @@ def test_a_batch_of_one_size_is_prepared_at_once(pictures, monkeypatch):
     original = engine_predict_command.prepare_batch
     monkeypatch.setattr(engine_predict_command, "prepare_batch",
                         lambda pixels, recipe: sizes.append(tuple(pixels.shape)) or original(pixels, recipe))
-    paths = engine_predict_command.folder_images(pictures)
+    paths = engine_predict_command._folder_images(pictures)
     assert len(list(engine_predict_command.predict_files(classifier_of(), paths, batch_size=4))) == 6
     assert sizes == [(4, 3, 32, 32), (2, 3, 32, 32)]
     image = open_rgb(paths[0])
@@ -276,13 +276,13 @@ def test_nothing_of_the_file_is_used_later(learned, tmp_path):
 # ---------------------------------------------------------------- files that are passed over
 
 def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, pictures, capsys, monkeypatch):
-    monkeypatch.setattr(engine_predict_command, "OTHER_PICTURES",
-                        engine_predict_command.OTHER_PICTURES | {".zzz"})
+    monkeypatch.setattr(engine_predict_command, "_OTHER_PICTURES",
+                        engine_predict_command._OTHER_PICTURES | {".zzz"})
     folder = tmp_path / "phone"
     paths = save_drawings(folder, 2)
     for name in ("a.zzz", "b.ZZZ", "c.nef", "notes.txt", ".hidden.nef"): (folder / name).write_bytes(b"x")
-    assert (engine_predict_command.passed_over(folder) == "2 .zzz, 1 .nef"
-            and engine_predict_command.folder_images(folder) == paths)
+    assert (engine_predict_command._passed_over(folder) == "2 .zzz, 1 .nef"
+            and engine_predict_command._folder_images(folder) == paths)
     argv = ["--checkpoint", str(learned), "--image-dir", str(folder), "--set", "device.use_cuda=false"]
     assert inference.main(argv) == 0
     out, err = capsys.readouterr()
@@ -298,7 +298,7 @@ def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, picture
 
 def test_nothing_that_pillow_opens_is_passed_over(tmp_path):
     for suffix in Image.registered_extensions(): (tmp_path / f"a{suffix}").touch()
-    assert engine_predict_command.passed_over(tmp_path) == ""
+    assert engine_predict_command._passed_over(tmp_path) == ""
 
 
 # ---------------------------------------------------------------- the first picture

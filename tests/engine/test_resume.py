@@ -153,7 +153,7 @@ from alexnet_nb import train
 from alexnet_nb.engine import files, run as engine
 from planting import plant
 plant(engine, "write_panels", lambda *args: None)
-save_last, copy = engine.save_last, engine.copy_checkpoint
+save_last, copy = engine.save_last, files.copy_checkpoint
 set_rate, torch_save = train.set_rate, files.torch.save
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
@@ -190,7 +190,7 @@ def before_mark(source, target):  # the final checkpoint is there, the last one 
     copy(source, target)
 
 elsewhere = dict(in_a_step=(train, "set_rate"), while_saving=(files.torch, "save"),
-                 before_final=(engine, "_save_final"), before_mark=(engine, "copy_checkpoint"))
+                 before_final=(engine, "_save_final"), before_mark=(files, "copy_checkpoint"))
 plant(*elsewhere.get(point, (engine, "save_last")), globals()[point])
 sys.exit(train.main(argv))
 '''

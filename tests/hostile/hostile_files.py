@@ -545,7 +545,7 @@ def try_archive(seed: int, number: int, root: Path, watch: Watch) -> str:
     assert sorted(p.name for p in root.iterdir()) == before
     good = good_members()
     sums = {name: hashlib.md5(body).hexdigest() for name, body in good.items()}
-    with (mock.patch.object(base_cifar10, "CIFAR10_MD5", hashlib.md5(packed_bytes or b"").hexdigest()),
+    with (mock.patch.object(base_cifar10, "_CIFAR10_MD5", hashlib.md5(packed_bytes or b"").hexdigest()),
           mock.patch.object(CIFAR10, "train_list", [[n, sums[n]] for n in BATCHES[:5]]),
           mock.patch.object(CIFAR10, "test_list", [[n, sums[n]] for n in BATCHES[5:]]),
           mock.patch.object(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]}),

@@ -78,7 +78,7 @@ def test_killed_between_the_best_and_the_last_checkpoint(tmp_path, monkeypatch, 
     never wrote it again."""
     with monkeypatch.context() as m:
         def die(source, target): raise Killed
-        m.setattr(engine_run, "copy_checkpoint", die)
+        m.setattr(engine_files, "copy_checkpoint", die)
         with pytest.raises(Killed):
             train.main([*tiny(tmp_path, **LONG), "--set", "training.checkpoint_minutes=1e-9"])
     assert ((tmp_path / "models" / "alexnet_best.pkl").exists()

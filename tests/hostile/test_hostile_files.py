@@ -356,7 +356,7 @@ def taken_for_right(monkeypatch, root: Path, body: bytes):
     "Put an archive there and let its sum be the right one."
     root.mkdir()
     (root / base_cifar10._CIFAR10_ARCHIVE).write_bytes(body)
-    monkeypatch.setattr(base_cifar10, "CIFAR10_MD5", base_cifar10.hashlib.md5(body).hexdigest())
+    monkeypatch.setattr(base_cifar10, "_CIFAR10_MD5", base_cifar10.hashlib.md5(body).hexdigest())
 
 
 def one_member(name: str, **more) -> bytes:
@@ -500,27 +500,27 @@ def test_odd_names_that_are_nowhere(name, final, capsys):
 def test_any_name_survives_json_and_csv(names, error):
     "Also stray halves of characters, which is how Python holds bytes that are no text."
     classes = ("a", "b,\"\n;")
-    rows = [engine_predict_command.Prediction(name, [.25, .75]) if k
-            else engine_predict_command.Prediction(name, error=error) for k, name in enumerate(names)]
+    rows = [engine_predict_command._Prediction(name, [.25, .75]) if k
+            else engine_predict_command._Prediction(name, error=error) for k, name in enumerate(names)]
     out = io.StringIO()
-    engine_predict_command.write_json(rows, classes, out)
+    engine_predict_command._write_json(rows, classes, out)
     assert [row["path"] for row in json.loads(out.getvalue())] == names
     out = io.StringIO(newline="")
-    engine_predict_command.write_csv(rows, classes, out)
+    engine_predict_command._write_csv(rows, classes, out)
     table = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
     assert (table[0] == ["path", "prediction", *classes, "error"] and [row[0] for row in table[1:]] == names
             and table[1][-1] == error)
     for row in rows[1:]:
-        text = engine_predict_command.format_prediction(row, classes, True)
+        text = engine_predict_command._format_prediction(row, classes, None)
         assert all(line.isprintable() for line in text.split("\n"))
 
 
 def test_json_is_written_as_it_comes_and_as_before(monkeypatch):
     """100,000 answers of 1,000 classes would be some gigabytes; the text is what `json.dump` makes of all of
     them."""
-    rows = [engine_predict_command.Prediction("a", [.25, .75]),
-            engine_predict_command.Prediction("b", error="bad"),
-            engine_predict_command.Prediction("c\n", [.5, .5])]
+    rows = [engine_predict_command._Prediction("a", [.25, .75]),
+            engine_predict_command._Prediction("b", error="bad"),
+            engine_predict_command._Prediction("c\n", [.5, .5])]
     def coming(some, out, seen):
         for row in some:
             yield row
@@ -531,7 +531,7 @@ def test_json_is_written_as_it_comes_and_as_before(monkeypatch):
         return dict(path=p.path, prediction=ranked[0][0], probabilities=dict(ranked))
     for some in (rows, rows[:1], []):
         out, seen = io.StringIO(), []
-        engine_predict_command.write_json(coming(some, out, seen), ("x", "y"), out)
+        engine_predict_command._write_json(coming(some, out, seen), ("x", "y"), out)
         whole = [as_dict(p) for p in some]
         assert out.getvalue() == json.dumps(whole, indent=1) + "\n"
         assert seen == sorted(set(seen)) and (not seen or seen[0] > 10)
@@ -599,7 +599,7 @@ def test_files_that_may_not_be_read():
 import os, sys
 from PIL import Image
 from alexnet_nb.base import pictures
-from alexnet_nb.engine.predict_command import folder_images
+from alexnet_nb.engine.predict_command import _folder_images
 Image.init()  # its readers are imported late, and then we may not
 os.setuid(65534)
 try: open(pictures.__file__).close()
@@ -607,7 +607,7 @@ except PermissionError: sys.exit(77)
 locked, shut = {str(locked)!r}, {str(shut)!r}
 for call in (lambda: pictures.open_rgb(locked),
              lambda: pictures.check_images(pictures.Images([locked], [0], ("x",))),
-             lambda: folder_images(shut)):
+             lambda: _folder_images(shut)):
     try: call()
     except pictures.InputError as e: print(e)
 """
@@ -625,14 +625,14 @@ def test_files_that_change_between_listing_and_opening(kind, tmp_path, final, mo
     if kind == "pipe" and os.name == "nt": pytest.skip("no pipes with a name")
     folder = tmp_path / "pictures"
     save_drawings(folder, 3)
-    listing = engine_predict_command.folder_images
+    listing = engine_predict_command._folder_images
     def then(where):
         files = listing(where)
         files[1].unlink()
         if kind == "pipe": os.mkfifo(files[1])
         if kind == "empty": files[1].touch()
         return files
-    monkeypatch.setattr(engine_predict_command, "folder_images", then)
+    monkeypatch.setattr(engine_predict_command, "_folder_images", then)
     assert inference.main(["--checkpoint", str(final), "--image-dir", str(folder)]) == 1
     out, err = capsys.readouterr()
     assert (len(out.splitlines()) == 2 and err.splitlines()[1] == "2 predicted, 1 skipped"
@@ -691,7 +691,7 @@ def test_a_folder_of_100_000_files(tmp_path, monkeypatch):
                         lambda classifier, read, views: [[.5, .5]] * len(read))
     try:
         tracemalloc.start()
-        files = engine_predict_command.folder_images(folder)
+        files = engine_predict_command._folder_images(folder)
         names = tracemalloc.get_traced_memory()[0]
         assert len(files) == 100_000 and files[99_999].name == "099999.png" and names < 100e6
         tracemalloc.reset_peak()

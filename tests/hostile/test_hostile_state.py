@@ -41,7 +41,7 @@ from alexnet_nb.engine.checkpoint import (
     build_model,
     group_state,
     read_checkpoint,
-    schedule_state,
+    _schedule_state,
     set_random_state,
     stored_recipe,
 )
@@ -474,13 +474,13 @@ def test_schedule_of_a_stranger(final):
     "It may set the numbers that our schedule has, and nothing else of it."
     scheduler = engine_setup._schedule_of(Config(), train.make_optimizer(AlexNet(width=1 / 96), 0.01))
     honest = scheduler.state_dict()
-    assert schedule_state(honest | {"optimizer": 1, "step": 2, "get_lr": None}, scheduler) == honest
+    assert _schedule_state(honest | {"optimizer": 1, "step": 2, "get_lr": None}, scheduler) == honest
     waiting = make_config({"training": {"schedule": "plateau"}})
     best = engine_setup._schedule_of(waiting, train.make_optimizer(AlexNet(width=1 / 96), 0.01))
-    assert schedule_state(best.state_dict() | {"best": 0.0, "num_bad_epochs": 3}, best)["best"] == 0.0
+    assert _schedule_state(best.state_dict() | {"best": 0.0, "num_bad_epochs": 3}, best)["best"] == 0.0
     for bad in ({"step_size": "x"}, {"gamma": float("nan")}, {"base_lrs": [0.1]}, {"base_lrs": ["x", "y"]},
                 {"_last_lr": 5}, {"last_epoch": 2**60}, {"step_size": 0}, {"step_size": 1.5}, {"gamma": 0.0}):
-        with pytest.raises(ValueError): schedule_state(honest | bad, scheduler)
+        with pytest.raises(ValueError): _schedule_state(honest | bad, scheduler)
 
 
 @pytest.fixture
