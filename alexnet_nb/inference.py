@@ -16,7 +16,6 @@ from .base.errors import RunError
 from .data import Recipe, prepare
 from .model import AlexNet
 
-
 # %% ../nbs/05_inference.ipynb #cf332933
 @dataclass(frozen=True)
 class Classifier:

@@ -14,7 +14,6 @@ from torch.autograd.function import once_differentiable
 
 from .base.lrn_rows import in_chunks
 
-
 # %% ../nbs/02_lrn.ipynb #a9679919
 def window_sum(q: Tensor,   # (N, C, ...)
                before: int, # channels before i in the window

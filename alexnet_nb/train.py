@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, R
 
 from .base.errors import RunError
 
-
 # %% ../nbs/04_train.ipynb #c2427c48
 def rescale_velocity(optimizer: optim.SGD, old_rate: float, new_rate: float) -> None:
     "In place: let torch's momentum carry over a change of the rate what the paper's velocity does."

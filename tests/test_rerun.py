@@ -90,9 +90,19 @@ def test_of_all_notebooks_together_one_cell_in_ten_may_vary(tmp_path, capsys, mo
 
 
 def test_too_many_that_vary_fail(tmp_path, capsys):
-    tags = {3: ["varies: it reads the clock"], 4: ["varies: so does this"]}
-    code, said = check(tiny(tmp_path, *RIGHT, CLOCK, CLOCK, tags=tags), capsys)
-    assert code == 1 and "2 cells are tagged `varies`; of 4 with outputs, 1 may be" in said, said
+    tags = {number: ["varies: it reads the clock"] for number in range(3, 7)}
+    code, said = check(tiny(tmp_path, *RIGHT, *[CLOCK] * 4, tags=tags), capsys)
+    assert code == 1 and "4 cells are tagged `varies`; of 6 with outputs, 3 may be" in said, said
+
+
+def test_pictures_are_compared_where_they_are(tmp_path, capsys, monkeypatch):
+    path = tiny(tmp_path, ("print(1)", "2\n"), ("print(3)", "3\n"), tags={0: ["cifar10"]})
+    monkeypatch.setattr(rerun, "pictures_at_hand", lambda: False)
+    code, said = check(path, capsys)
+    assert code == 0 and "1 compared" in said and "1 without their pictures" in said, said
+    with pytest.raises(SystemExit, match="no pictures"): check(path, capsys, "--with-data")
+    monkeypatch.setattr(rerun, "pictures_at_hand", lambda: True)
+    assert check(path, capsys, "--with-data")[0] == 1 == check(path, capsys)[0]
 
 
 @pytest.mark.parametrize("tag", ["varies", "varies:", "varies: "])

@@ -13,7 +13,6 @@ from dataclasses import astuple, dataclass, replace
 
 from .small_nets import NETS
 
-
 # %% ../../nbs/claims/plans.ipynb #95e6e7ed
 def rate_rule(target: float, race: int) -> str:
     "How the rates are chosen, in words; `choose` is the same in code."

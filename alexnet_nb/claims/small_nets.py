@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from ..lrn import LocalResponseNorm
 from ..model import LayerRow
 
-
 # %% ../../nbs/claims/small_nets.ipynb #fc69650b
 def mean_image(pixels: Tensor # uint8 (N, 3, 32, 32)
               ) -> Tensor:

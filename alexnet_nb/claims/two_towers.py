@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..lrn import LocalResponseNorm
 from ..model import AlexNet, pad_input
 
-
 # %% ../../nbs/claims/two_towers.ipynb #aaf900d1
 @dataclass(frozen=True)
 class _Message:

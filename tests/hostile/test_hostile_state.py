@@ -38,10 +38,10 @@ from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import (
+    _schedule_state,
     build_model,
     group_state,
     read_checkpoint,
-    _schedule_state,
     set_random_state,
     stored_recipe,
 )
