@@ -1,6 +1,7 @@
 """What the lesson and the library may cost a reader, measured; python tests/test_budgets.py prints the table.
 
-A lesson is a notebook nbs/0*.ipynb. A budget of many pages is measured by what is over it, all pages together.
+A lesson is a notebook nbs/0*.ipynb. A budget of many pages is measured by what is over it, all pages
+together.
 """
 import ast
 import functools
