@@ -180,7 +180,7 @@ def text_difference(a: str, b: str) -> str:
     "The first lines that differ."
     lines = list(difflib.unified_diff(normal(a).splitlines(), normal(b).splitlines(), lineterm="", n=0))[2:]
     lines = [line for line in lines if not line.startswith("@@")]
-    near = lambda line, other: line[0] != other[0] and same_text(line[1:], other[1:])  # noqa: E731
+    def near(line: str, other: str) -> bool: return line[0] != other[0] and same_text(line[1:], other[1:])
     wrong = [line for line in lines if not any(near(line, other) for other in lines)]
     shown = [line[:160] for line in wrong[:8]] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else [])
     return "\n".join(f"      {line}" for line in shown)
@@ -319,7 +319,7 @@ def rerun(paths: list[Path], write: bool = False, flags=(), jobs: int = 1, stric
 
 def summary(reports: list[Report]) -> str:
     "The totals in a line."
-    add = lambda key: sum(getattr(report, key) for report in reports)  # noqa: E731
+    def add(key: str) -> int: return sum(getattr(report, key) for report in reports)
     excused, failed = add("excused"), sum(not report.ok for report in reports)
     return (f"{len(reports)} notebooks run again: {add('run')} cells, {add('compared')} of them compared, "
             f"{add('flagged')} with flags not run; {add('varies')} of {add('with_outputs')} outputs vary; "
