@@ -50,8 +50,9 @@ class _World:
     restarts: int = 0  # how often torchrun has started them again
 
 # %% ../../nbs/engine/processes.ipynb #afa59006
-def find_world(env: Mapping[str, str] = os.environ) -> _World | None:
-    "What torchrun, or `launch`, says in the environment; None for a process that was started alone."
+def find_world(env: Mapping[str, str] | None = None) -> _World | None:
+    "What torchrun, or `launch`, says in the environment or `env`; None for a process that was started alone."
+    env = os.environ if env is None else env
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not {*names, "MASTER_ADDR", "MASTER_PORT"} <= env.keys(): return None
     try:
