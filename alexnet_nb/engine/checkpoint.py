@@ -9,6 +9,7 @@ __all__ = ['read_checkpoint', 'load_classifier', 'random_state', 'set_random_sta
 # %% ../../nbs/engine/checkpoint.ipynb #6e1ccda0
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from ..base.device import pick_device, pick_precision
 from ..base.errors import InputError, brief
 from ..base.pictures import CLASSES
 from ..data import Recipe, usual_recipe
-from ..inference import Classifier
+from ..inference import Classifier, load_pretrained
 from ..model import AlexNet
 from .config import Section, make_config
 from .safe_loading import file_size, load_safely
@@ -100,7 +101,7 @@ def read_checkpoint(path: str | Path,
     return checkpoint
 
 # %% ../../nbs/engine/checkpoint.ipynb #3f3738fa
-def load_classifier(path: str | Path,                     # a checkpoint
+def load_classifier(path: str | Path,                     # a checkpoint, or what `load_pretrained` takes
                     device: torch.device | None = None,   # None: CUDA, else MPS, else the CPU
                     lacking: dict | None = None,          # arguments of `AlexNet` that the checkpoint lacks
                     precision: str = "fp32",              # the weights', see `pick_precision`
@@ -110,6 +111,9 @@ def load_classifier(path: str | Path,                     # a checkpoint
     device = device or pick_device()
     dtype = pick_precision(precision, device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    if str(path) == "cifar10" or Path(path).suffix == ".safetensors":
+        found = load_pretrained(path, device)
+        return replace(found, model=found.model.to(device, dtype).to(memory_format=layout))
     checkpoint = read_checkpoint(path, mapped=True)
     checkpoint["model"] = {name: weight.clone() for name, weight in checkpoint["model"].items()}
     model, classes = build_model(checkpoint, path, lacking), stored_classes(checkpoint)

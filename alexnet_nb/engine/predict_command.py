@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     what = "Name what is on an image, or on every image of a folder."
     parser = argparse.ArgumentParser("alexnet_predict", description=what)
     def add(flag, metavar, help, **more): parser.add_argument(flag, metavar=metavar, help=help, **more)
-    add("--checkpoint", "CKPT", "a checkpoint that alexnet_train wrote", required=True)
+    add("--checkpoint", "CKPT", "a checkpoint, or a .safetensors file; without it, the network in the package")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--image", metavar="FILE")
     which.add_argument("--image-dir", metavar="DIR")
@@ -192,7 +192,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Classifier, Image.Image | None, 
     options = prediction_options(args.config, args.set)
     image, files = (open_rgb(args.image), []) if args.image else (None, _folder_images(args.image_dir))
     if options.pop("reuse_memory") and options["device"].type == "cpu": reuse_memory()
-    classifier = load_classifier(args.checkpoint, **options)
+    if args.checkpoint is None: _complain("no --checkpoint: the network in the package names CIFAR-10's classes")
+    classifier = load_classifier(args.checkpoint or "cifar10", **options)
     _check_classes(args, classifier.classes)
     return classifier, image, files
 

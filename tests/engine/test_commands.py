@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine.config import _CONFIG_DIR, Config, load_config
 from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = ["--set", "device.use_cuda=false"]
 
 
@@ -151,6 +153,15 @@ def test_predict_one_image(final, pictures, capsys):
     out, err = capsys.readouterr()
     name, share = out.removeprefix(f"{path}: ").rsplit(" ", 1)
     assert name in CLASSES and share.endswith("%\n") and err == "" and out.count("\n") == 1
+
+
+def test_without_a_checkpoint_the_network_in_the_package_answers(pictures, capsys):
+    photographs = ROOT / "samples" / "photographs"
+    assert inference.main(["--image-dir", str(photographs), *CPU]) == 0
+    out, err = capsys.readouterr()
+    answers = dict(line.partition(".jpg: ")[::2] for line in out.replace(f"{photographs}/", "").splitlines())
+    assert answers.keys() == {*CLASSES} and "no --checkpoint: the network in the package" in err
+    assert sum(answer.startswith(name) for name, answer in answers.items()) >= 6
 
 
 def test_show_all_probs(final, pictures, capsys):
