@@ -224,3 +224,13 @@ def test_notebooks_are_found_by_name_and_by_path():
     for name in (name_of(some), f"{some.stem}.ipynb", str(some)): assert rerun.find([name]) == [some]
     assert rerun.find([]) == all_notebooks()
     with pytest.raises(SystemExit, match="no such notebook: nowhere"): rerun.find(["nowhere"])
+
+
+def test_a_kernel_that_does_not_answer_is_started_once_more(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rerun, "TIMEOUT", 3)
+    once = f"import pathlib, time\nmark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists():\n" \
+           "    mark.touch()\n    time.sleep(60)"
+    code, said = check(tiny(tmp_path, (once, None), ("print(3)", "3\n")), capsys)
+    assert code == 0 and "no answer in 3 s; once more" in said and "2 compared" in said, said
+    code, said = check(tiny(tmp_path, ("import time\ntime.sleep(60)", None)), capsys)
+    assert code == 1 and "00000000 fails" in said, said

@@ -51,7 +51,7 @@ from notebooks import NBS, ROOT, all_notebooks, runs
 TOLERANCE = 1e-3     # relative, for numbers with a decimal point
 THUMBNAIL = 32       # pixels; figures are compared at this size
 NEAR, FAR = 8, 40    # of 255: how much a place of the thumbnail may differ in one version, between versions
-TIMEOUT = 900        # seconds a cell may take
+TIMEOUT = 400        # seconds a cell may take
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURES = "cifar10"   # the tag of a cell that shows real pictures
 
@@ -230,9 +230,10 @@ def environment(jobs: int = 1, smoke: bool = False) -> dict[str, str]:
     return env
 
 
-def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False
+def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False, again: bool = True
             ) -> tuple[nbformat.NotebookNode, list[int], str]:
-    "The notebook with new outputs, the numbers of the cells that ran, and what went wrong."
+    """The notebook with new outputs, the numbers of the cells that ran, and what went wrong. A kernel may
+    lose a message and wait for ever: after TIMEOUT the notebook is run once more, and a line says so."""
     notebook, ran, number, cell = nbformat.read(path, 4), [], 0, {}
     client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False,
                             extra_arguments=["--IPKernelApp.log_level=ERROR"],
@@ -244,6 +245,10 @@ def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False
                 client.execute_cell(cell, number)
                 ran.append(number)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
+        if again and isinstance(e, CellTimeoutError):
+            where = f"{short_name(path)} {label(number, cell)}"
+            print(f"{where}: no answer in {TIMEOUT} s; once more", flush=True)
+            return execute(path, flags, jobs, smoke, again=False)
         lines = normal(str(e)).strip().splitlines() or [type(e).__name__]
         return notebook, ran, f"{label(number, cell)} fails: {lines[-1][:300]}"
     return notebook, ran, ""

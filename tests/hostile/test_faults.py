@@ -404,8 +404,7 @@ def test_spoiled_weights_at_the_end_of_an_epoch_name_the_step(tmp_path, monkeypa
                                        ((0, 0, 0), (1, 1, math.inf)), ((0, 0, 0), (1, -1, 1))])
 def test_a_recipe_that_would_make_numbers_that_are_none(mean, std):
     "Pictures of one colour have no deviation to divide by."
-    with pytest.raises(base_errors.InputError,
-                       match="the numbers must be finite, and the second ones above 0"):
+    with pytest.raises(base_errors.InputError, match="must be finite numbers, and std above 0"):
         Recipe(mean=mean, std=std)
 
 
