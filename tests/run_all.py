@@ -15,7 +15,7 @@ HERE = Path(sys.executable).parent
 sys.path.append(str(ROOT / "tools"))
 from notebooks import all_modules, all_notebooks, read_cells, runs
 
-JOBS = min(2, os.cpu_count() or 1)  # notebooks, and files of tests, at a time: most of them wait for a process
+JOBS = min(2, os.cpu_count() or 1)  # notebooks, and files of tests, at a time: most wait for a process
 
 
 def notebooks_as_tests(flags: list[str], env: dict[str, str]) -> tuple[int, int]:

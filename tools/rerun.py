@@ -7,8 +7,8 @@
     python tools/rerun.py --check --alone PYTHON        as Colab runs them: PYTHON's kernel, empty folders
 
 Every notebook gets a fresh kernel and runs in its own folder, with this checkout's library. With `--alone`
-each has an empty folder, and the library that PYTHON has installed. `--check` names each cell whose outputs differ,
-with a short difference, and ends with 1. What is compared:
+each has an empty folder, and the library that PYTHON has installed. `--check` names each cell whose outputs
+differ, with a short difference, and ends with 1. What is compared:
 
 - what a cell prints, and its results as plain text, Markdown or HTML: exactly, without memory addresses,
   names of temporary folders and colours. Numbers with a decimal point may differ by one part in a thousand
@@ -112,7 +112,8 @@ def shows_pictures(cell: dict) -> bool: return PICTURES in cell["metadata"].get(
 
 def pictures_at_hand() -> bool:
     "Whether CIFAR-10 lies where the notebooks look for it."
-    return not os.environ.get("ALEXNET_NB_ALONE") and any((folder / "alexnet_data_in" / "train").is_dir() for folder in (ROOT, NBS))
+    alone = os.environ.get("ALEXNET_NB_ALONE")
+    return not alone and any((folder / "alexnet_data_in" / "train").is_dir() for folder in (ROOT, NBS))
 
 
 def tag_problems(cells: list[dict]) -> list[str]:
