@@ -37,6 +37,7 @@ import json
 import math
 import multiprocessing
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -249,10 +250,24 @@ def environment(jobs: int = 1, smoke: bool = False) -> dict[str, str]:
     return env
 
 
+def look_every_second(channel) -> None:
+    """Let a channel look for a reply again and again. zmq announces an arrival once, and a message that a widget
+    makes nbclient send at that moment takes the announcement away: the reply would lie there unseen."""
+    get = channel.get_msg
+
+    async def get_msg(timeout: float | None = None):
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try: return await get(timeout=min(1.0, max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= end: raise
+    channel.get_msg = get_msg
+
+
 def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False, again: bool = True
             ) -> tuple[nbformat.NotebookNode, list[int], str]:
-    """The notebook with new outputs, the numbers of the cells that ran, and what went wrong. A kernel may
-    lose a message and wait for ever: after TIMEOUT the notebook is run once more, and a line says so."""
+    """The notebook with new outputs, the numbers of the cells that ran, and what went wrong. A kernel that
+    does not answer within TIMEOUT is started once more, and a line says so."""
     notebook, ran, number, cell = nbformat.read(path, 4), [], 0, {}
     folder = tempfile.mkdtemp() if os.environ.get("ALEXNET_NB_ALONE") else str(path.resolve().parent)
     client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False,
@@ -260,6 +275,7 @@ def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False, again: boo
                             resources={"metadata": {"path": folder}})
     try:
         with client.setup_kernel(env=environment(jobs, smoke)):
+            look_every_second(client.kc.shell_channel)
             for number, cell in enumerate(notebook.cells):
                 if not runs(cell, flags): continue
                 client.execute_cell(cell, number)
