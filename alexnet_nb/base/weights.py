@@ -57,7 +57,9 @@ def _unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 # %% ../../nbs/base/weights.ipynb #f2e4a5c5
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+def read_weights(path: str | Path,
+                 unpack: bool = True # False: the tensors as they are stored, checked all the same
+                ) -> tuple[dict[str, Tensor], dict]:
     "The weights (float32, by their usual names) and the card. Raises `InputError` for any other file."
     path = Path(path)
     try:
@@ -67,7 +69,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
             about = file.metadata() or {}
         if _digest(tensors, about["card"]) != about["digest"]: raise ValueError("its digest is another")
         card = json.loads(about["card"])
-        return _unpack(tensors), dict(card)
+        state = _unpack(tensors)
+        return state if unpack else tensors, dict(card)
     except FileNotFoundError: raise InputError(f"{path}: no such file of weights") from None
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, RecursionError):
