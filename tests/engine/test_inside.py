@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alexnet_nb.data import Pictures, Recipe, drawings, prepare_batch, stack_pixels
-from alexnet_nb.engine.inside import first_kernels, kernels_report, look_inside, pack, unpack
+from alexnet_nb.engine.inside import _pack, first_kernels, kernels_report, look_inside, unpack
 from alexnet_nb.inference import Classifier, load_classifier, load_pretrained, probabilities
 from alexnet_nb.inspection import (
     collect_activations,
@@ -41,10 +41,10 @@ def pictures() -> Pictures:
 @pytest.mark.parametrize("bits", [8, 16])
 def test_numbers_survive_packing(bits):
     numbers = torch.randn(4, 3, 5, 5)
-    packed = json.loads(json.dumps(pack(numbers, bits)))
+    packed = json.loads(json.dumps(_pack(numbers, bits)))
     half_a_step = numbers.abs().max().item() / (2**bits - 2)
     torch.testing.assert_close(unpack(packed), numbers, atol=half_a_step * 1.01, rtol=0)
-    assert torch.equal(unpack(pack(torch.zeros(2, 2), bits)), torch.zeros(2, 2))
+    assert torch.equal(unpack(_pack(torch.zeros(2, 2), bits)), torch.zeros(2, 2))
 
 
 def test_first_kernels_are_those_of_a_seed_and_leave_chance_alone():
