@@ -61,6 +61,9 @@ def _check_recipe(recipe):
         raise InputError(f"mean {recipe.mean}, std {recipe.std}: must be finite numbers, and std above 0")
     if recipe.short_side is not None and recipe.short_side < recipe.size:
         raise InputError(f"a crop of {recipe.size} does not fit into a short side of {recipe.short_side}")
+    side = recipe.first_to
+    if side is not None and not (type(side) is int and 0 < side <= recipe.size):
+        raise InputError(f"first_to is {side!r}; must be a whole number from 1 to {recipe.size}")
 
 
 def _check_split(val_images, images):
@@ -80,6 +83,7 @@ class Recipe:
     colour: tuple[tuple[float, ...], ...] | None = None
     flip: bool = True                          # mirror where chance says so
     crop: bool = True                          # crop where chance says so; False: at the centre
+    first_to: int | None = None                # squash larger pictures to this side first of all
 
     def __post_init__(self): _check_recipe(self)
 
@@ -109,6 +113,8 @@ def prepare(image: Image.Image,                # RGB
            ) -> torch.Tensor:
     """A picture as a float tensor (3, size, size), normalised; augmented as section 4.1 of the paper has it,
     if there is chance."""
+    if (small := recipe.first_to) and min(image.size) > small:
+        image = image.resize((small, small), Image.Resampling.BILINEAR)
     height, width = _resized(image.height, image.width, recipe)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = _corner(height, width, recipe, chance)
@@ -175,6 +181,9 @@ def split(labels: np.ndarray, # int (N,)
 def _resize_crop_flip(pixels: torch.Tensor, recipe: Recipe, chances) -> torch.Tensor:
     "The first steps of `prepare` for each picture: int32 (N, 3, size, size), values 0 to 255."
     height, width, x = *pixels.shape[-2:], pixels.int()
+    if (small := recipe.first_to) and min(height, width) > small:
+        for dim in resize_order((height, width), (small, small)): x = resize_side(x, dim, small)
+        height = width = small
     old_size, new_size = (height, width), _resized(height, width, recipe)
     corners = [_corner(*new_size, recipe, chance) for chance in chances or [None] * len(pixels)]
     for dim in resize_order(old_size, new_size):   # -1: across the columns, -2: across the rows
