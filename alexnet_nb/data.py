@@ -88,6 +88,12 @@ class Recipe:
     def __post_init__(self): _check_recipe(self)
 
 # %% ../nbs/01_data.ipynb #7fa93a23
+def _shrunk(image: Image.Image, recipe: Recipe) -> Image.Image:
+    "A larger picture squashed to the recipe's `first_to`; any other as it is."
+    if (side := recipe.first_to) is None or min(image.size) <= side: return image
+    return image.resize((side, side), Image.Resampling.BILINEAR)
+
+
 def _resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """Height and width that a picture is resized to: the square, or the short side to the recipe's and the
     long one in proportion."""
@@ -111,10 +117,8 @@ def prepare(image: Image.Image,                # RGB
             recipe: Recipe,
             chance: Augmentation | None = None # None: no augmentation, the centre crop
            ) -> torch.Tensor:
-    """A picture as a float tensor (3, size, size), normalised; augmented as section 4.1 of the paper has it,
-    if there is chance."""
-    if (small := recipe.first_to) and min(image.size) > small:
-        image = image.resize((small, small), Image.Resampling.BILINEAR)
+    "A picture as a float tensor (3, size, size), normalised; with chance, augmented as in section 4.1."
+    image = _shrunk(image, recipe)
     height, width = _resized(image.height, image.width, recipe)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = _corner(height, width, recipe, chance)
@@ -181,9 +185,6 @@ def split(labels: np.ndarray, # int (N,)
 def _resize_crop_flip(pixels: torch.Tensor, recipe: Recipe, chances) -> torch.Tensor:
     "The first steps of `prepare` for each picture: int32 (N, 3, size, size), values 0 to 255."
     height, width, x = *pixels.shape[-2:], pixels.int()
-    if (small := recipe.first_to) and min(height, width) > small:
-        for dim in resize_order((height, width), (small, small)): x = resize_side(x, dim, small)
-        height = width = small
     old_size, new_size = (height, width), _resized(height, width, recipe)
     corners = [_corner(*new_size, recipe, chance) for chance in chances or [None] * len(pixels)]
     for dim in resize_order(old_size, new_size):   # -1: across the columns, -2: across the rows
@@ -194,6 +195,15 @@ def _resize_crop_flip(pixels: torch.Tensor, recipe: Recipe, chances) -> torch.Te
         if dim == -1 and chances and recipe.flip:
             flip = to_device([chance.flip for chance in chances], x.device)
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    return x
+
+# %% ../nbs/01_data.ipynb #b63d0f94
+def _shrunk_batch(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    "`_shrunk` for each picture: integers (N, 3, H, W), values 0 to 255."
+    height, width = pixels.shape[-2:]
+    if (side := recipe.first_to) is None or min(height, width) <= side: return pixels
+    x = pixels.int()
+    for dim in resize_order((height, width), (side, side)): x = resize_side(x, dim, side)
     return x
 
 # %% ../nbs/01_data.ipynb #7f4ee61b
@@ -216,7 +226,8 @@ def prepare_batch(pixels: torch.Tensor,                       # uint8 (N, 3, H, 
     few = 4 if pixels.device.type == "cpu" else max(len(out), 1)
     for k in range(0, len(out), few):
         part, luck = slice(k, k + few), chances and chances[k:k + few]
-        _normalise(_resize_crop_flip(pixels[part], recipe, luck), recipe, luck, out=out[part])
+        small = _shrunk_batch(pixels[part], recipe)
+        _normalise(_resize_crop_flip(small, recipe, luck), recipe, luck, out=out[part])
     return out
 
 # %% ../nbs/01_data.ipynb #5cb691d7

@@ -1,9 +1,9 @@
 """What fc6 and fc7 hold, and what rank and digits cost: python tools/compress_table.py CKPT DATA_DIR [QUICK]
 
-Adds to nbs/results/compress.json: the singular values before and after training, the accuracy by rank with and
-without teaching, and by bits of the convolutions. CKPT is of alexnet_train on CIFAR-10, DATA_DIR holds it as
-train/ and test/ folders or as batches; all accuracies are of its validation pictures. QUICK, a checkpoint of
-`alexnet_train --config quick`, is cut as well. The convolutions compute in bfloat16.
+Adds to nbs/results/compress.json: the singular values before and after training, the accuracy by rank with
+and without teaching, and by bits of the convolutions. CKPT is of alexnet_train on CIFAR-10, DATA_DIR holds it
+as train/ and test/ folders or as batches; all accuracies are of its validation pictures. QUICK, a checkpoint
+of `alexnet_train --config quick`, is cut as well. The convolutions compute in bfloat16.
 """
 import copy
 import json
@@ -69,8 +69,8 @@ def spectra(path: str) -> dict:
     torch.manual_seed(checkpoint["seed"])
     first, now = AlexNet(**architecture(checkpoint)), load_classifier(path, torch.device("cpu")).model
     found: dict = dict(first={}, trained={}, added={}, left={}, numbers=[*range(1, 33), *range(33, 4097, 16)])
-    layers = zip(("fc6", "fc7"), _linear_layers(first.classifier), _linear_layers(now.classifier), strict=False)
-    for name, before, after in layers:
+    old_layers, new_layers = (_linear_layers(model.classifier)[:2] for model in (first, now))
+    for name, before, after in zip(("fc6", "fc7"), old_layers, new_layers, strict=True):
         old, new = before.weight.detach(), after.weight.detach()
         found["left"][name] = round(share_left(new, old), 5)
         found["first"][name], found["trained"][name] = exact_values(old), exact_values(new)
@@ -88,7 +88,8 @@ def by_rank(classifier, taught: Tensor, seen: Tensor, labels: np.ndarray) -> lis
     teacher = logits_of(full, taught)
     for rank in RANKS:
         head = narrow_head(full, rank)
-        row = dict(rank=rank, numbers=sum(p.numel() for p in head.parameters()), cut=accuracy(head, seen, labels))
+        numbers = sum(weight.numel() for weight in head.parameters())
+        row = dict(rank=rank, numbers=numbers, cut=accuracy(head, seen, labels))
         teach(head, taught, teacher, EPOCHS)
         rows.append(row | dict(taught=accuracy(head, seen, labels)))
         print(rows[-1], file=sys.stderr, flush=True)
@@ -103,8 +104,8 @@ def quick(path: str) -> dict:
     ranks = {str(rank): accuracy(narrow_head(full, rank), seen, images.labels) for rank in (16, 64, 256)}
     torch.manual_seed(checkpoint["seed"])
     first = _linear_layers(AlexNet(**architecture(checkpoint)).classifier)[0].weight.detach()
-    return dict(steps=checkpoint["total_steps"], images=500, full=accuracy(full, seen, images.labels), cut=ranks,
-                left=round(share_left(_linear_layers(full)[0].weight.detach(), first), 5))
+    return dict(steps=checkpoint["total_steps"], images=500, full=accuracy(full, seen, images.labels),
+                cut=ranks, left=round(share_left(_linear_layers(full)[0].weight.detach(), first), 5))
 
 
 def save(**parts) -> None:
@@ -124,7 +125,8 @@ def main(path: str, data_dir: str, quick_path: str | None = None) -> None:
                          ((train_at, TAUGHT), (held_at, FEW)))
     held = images.take(held_at.tolist())
     full = classifier.model.classifier
-    bits = {str(n or 32): accuracy(full, features(classifier, few_at, n), few_at.labels) for n in (None, *BITS)}
+    bits = {str(n or 32): accuracy(full, features(classifier, few_at, n), few_at.labels)
+            for n in (None, *BITS)}
     save(bits=dict(images=FEW, accuracy=bits))
     taught, seen = (features(classifier, part, 8) for part in (taught_at, held))
     save(ranks=dict(images=HELD, taught_images=TAUGHT, epochs=EPOCHS, full=accuracy(full, seen, held.labels),

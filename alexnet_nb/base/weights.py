@@ -44,6 +44,7 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict) -> N
 PRETRAINED = Path(str(files("alexnet_nb"))) / "weights"  # the networks that come with the library
 _MOST_BYTES, _MOST_WEIGHTS = 2**28, 2**28               # of a file; of all the weights that come out of it
 _MOST_NAMES = 2**20                                     # bytes of the list of names, with the card
+_DAMAGE = OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, RecursionError
 
 
 def _check_size(path: Path) -> None:
@@ -53,7 +54,7 @@ def _check_size(path: Path) -> None:
     with open(path, "rb") as file: names, = struct.unpack("<Q", file.read(8))
     if names > _MOST_NAMES: raise ValueError("too many names")
 
-
+# %% ../../nbs/base/weights.ipynb #6c4d1e8f
 def _read_card(text: str) -> dict:
     "A card that is plain JSON. Raises `ValueError` for a key that stands twice and numbers beyond measure."
     def number(digits: str) -> float:
@@ -75,8 +76,7 @@ def _unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     left = {name.removesuffix(".left") for name in tensors if name.endswith(".left")}
     plain = {name for name in tensors if not name.endswith((".left", ".right", ".scale"))}
     sizes = [tensors[f"{n}.left"].shape[0] * tensors[f"{n}.right"].shape[1] for n in left]
-    if sum(sizes) + sum(tensors[name].numel() for name in plain) > _MOST_WEIGHTS:
-        raise ValueError("too many weights")
+    if sum(sizes) + sum(tensors[n].numel() for n in plain) > _MOST_WEIGHTS: raise ValueError("too many")
     state = {name: tensors[f"{name}.left"].float() @ tensors[f"{name}.right"].float() for name in left}
     for name in plain:
         state[name] = tensors[name].float()
@@ -100,9 +100,8 @@ def read_weights(path: str | Path,
         return state if unpack else tensors, card
     except FileNotFoundError: raise InputError(f"{path}: no such file of weights") from None
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, RecursionError):
-        raise InputError(f"{path}: damaged, or not a file of weights; install the package anew, or give "
-                         "another file") from None
+    except _DAMAGE: raise InputError(f"{path}: damaged, or not a file of weights; install the package anew, or "
+                                     "give another file") from None
 
 # %% ../../nbs/base/weights.ipynb #56d2f93f
 def photographs() -> Images:

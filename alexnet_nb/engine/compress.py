@@ -23,7 +23,7 @@ from ..base.results import versions
 from ..base.weights import read_weights, write_weights
 from ..data import Images, prepare_batch, read_cifar10, split, stack_pixels
 from ..inference import Classifier, load_pretrained
-from ..model import AlexNet, pad_input
+from ..model import pad_input
 from ..train import train
 from .checkpoint import architecture, load_classifier, read_checkpoint
 from .command import run_command
@@ -135,7 +135,7 @@ def _round_kernels(features: nn.Sequential) -> dict[str, Tensor]:
             weight.data = whole * scale.view(-1, *[1] * (weight.dim() - 1))
     return tensors
 
-
+# %% ../../nbs/engine/compress.ipynb #7e90d2c5
 def _narrow_tensors(head: nn.Sequential) -> dict[str, Tensor]:
     "What of fc6 to fc8 is stored."
     into6, out6, into7, out7, last = _linear_layers(head)
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     "`python -m alexnet_nb.engine.compress`; the exit code."
     parser = argparse.ArgumentParser("python -m alexnet_nb.engine.compress", allow_abbrev=False,
                                      description="Make a small file of a checkpoint for CIFAR-10.")
-    parser.add_argument("--checkpoint", help="from alexnet_train; without it, only the recipe in --out is new")
+    parser.add_argument("--checkpoint", help="from alexnet_train; without it, --out gets a new recipe")
     parser.add_argument("--data-dir", help="with CIFAR-10")
     parser.add_argument("--data-name", default="CIFAR-10", help="for the card: which copy it is")
     parser.add_argument("--out", type=Path, required=True, help="the file to write, .safetensors")

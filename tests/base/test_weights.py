@@ -92,9 +92,10 @@ def edited(whole: bytes, rng: random.Random) -> bytes:
     "The header's JSON with one thing changed: a type, a number, a name, or a key that stands twice."
     text = header_of(whole)[1]
     kind = rng.randrange(5)
-    if kind == 0: found, new = r'"(F32|F16|I8)"', f'"{rng.choice(["F64", "I64", "BOOL", "F8_E4M3", "U16", "X"])}"'
+    types = ('"F64"', '"I64"', '"BOOL"', '"F8_E4M3"', '"U16"', '"X"')
+    if kind == 0: found, new = r'"(F32|F16|I8)"', rng.choice(types)
     elif kind == 1: found, new = r"\d+(?=[,\]])", str(rng.choice([0, -1, 2**31, 2**40, 2**63, 10**30]))
-    elif kind == 2: found, new = r'"[a-z0-9.]+":\{', rng.choice(['"":{', '"__proto__":{', '"a.left":{', '"x":[{'])
+    elif kind == 2: found, new = r'"[a-z0-9.]+":\{', rng.choice(['"":{', '"a.left":{', '"x":[{'])
     elif kind == 3: found, new = r"[\[{]", rng.choice(["[" * 50_000, '{"a":' * 50_000, "{", "null"])
     else: found, new = r'"dtype"', '"dtype":"F32","dtype"'
     places = [*re.finditer(found, text)]
@@ -135,7 +136,7 @@ def test_a_claimed_size_takes_no_memory(small):
     whole = small.read_bytes()
     files = [struct.pack("<Q", n) + whole[8:] for n in (2**20 + 1, 2**27, 2**40, 2**62, 2**64 - 1)]
     text = header_of(whole)[1]
-    files += [with_header(whole, re.sub(r"\[4096\]|\[\d+\]", f"[{n}]", text, count=1)) for n in (2**31, 2**62)]
+    files += [with_header(whole, re.sub(r"\[\d+\]", f"[{n}]", text, count=1)) for n in (2**31, 2**62)]
     for number, each in enumerate(files): small.with_name(f"claim{number}").write_bytes(each)
     column, row = torch.ones(2**15, 1), torch.ones(1, 2**15)
     write_weights(small.with_name("claim-product"), {"a.left": column, "a.right": row}, {})
@@ -169,7 +170,8 @@ def test_nothing_in_a_file_is_run(tmp_path):
     (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps(Payload(mark)))
     torch.save({"model": Payload(mark)}, tmp_path / "torch.safetensors")
     tensors, card = small_parts()
-    write_weights(tmp_path / "card.safetensors", tensors, card | {"model": {"__reduce__": ["os.system", "id"]}})
+    card |= {"model": {"__reduce__": ["os.system", "id"]}}
+    write_weights(tmp_path / "card.safetensors", tensors, card)
     for name in ("pickle", "torch", "card"): refused(load_pretrained, tmp_path / f"{name}.safetensors")
     assert not mark.exists()
 
@@ -240,22 +242,18 @@ def test_what_is_no_file(tmp_path):
 
 # --- the model card ---
 
-def numbers(text: str) -> list[float]:
-    return [float(number) for number in re.findall(r"(\d+\.\d+) %", text)]
-
-
 def test_the_model_card_says_what_was_measured():
-    card = (PRETRAINED / "README.md").read_text(encoding="utf-8")
+    card = (PRETRAINED / "README.md").read_text(encoding="utf-8").replace(" %", "%")
     run, small, photos = (read_results(name) for name in ("cifar10", "compress", "photographs"))
     assert run and small and photos
-    assert f"{small['accuracy']:.2%}".replace("%", " %") in card
-    assert f"{small['full_accuracy']:.2%}".replace("%", " %") in card
-    assert f"{small['same_class']:.1%}".replace("%", " %") in card
-    for name, share in small["per_class"].items(): assert f"| {name} | {share:.1%} |".replace("%", " %") in card
+    assert f"{small['accuracy']:.2%}" in card
+    assert f"{small['full_accuracy']:.2%}" in card
+    assert f"{small['same_class']:.1%}" in card
+    for name, share in small["per_class"].items(): assert f"| {name} | {share:.1%} |" in card
     assert f"temperature {small['temperature']}" in card and f"seed {small['seed']}" in card
     assert f"{run['epochs_done']} epochs" in card.replace("twelve", "12") and small["data"] in card
     for way in ("straight, squashed", photos["chosen"]):
         each = photos["ways"][way]["photos"]
-        assert f"{each['right']:.0%} of {each['n']}".replace("%", " %") in card
+        assert f"{each['right']:.0%} of {each['n']}" in card
     _, stored = read_weights(SHIPPED, unpack=False)
     assert stored["temperature"] == small["temperature"] and stored["epochs"] == run["epochs_done"]

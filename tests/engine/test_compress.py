@@ -9,7 +9,15 @@ from torch.nn import functional as F
 from alexnet_nb.base.results import read_results
 from alexnet_nb.base.weights import read_weights
 from alexnet_nb.data import drawings
-from alexnet_nb.engine.compress import fit_temperature, logits_of, low_rank, main, narrow_head, teach, to_bytes
+from alexnet_nb.engine.compress import (
+    fit_temperature,
+    logits_of,
+    low_rank,
+    main,
+    narrow_head,
+    teach,
+    to_bytes,
+)
 from alexnet_nb.inference import load_pretrained, predict
 from alexnet_nb.model import AlexNet
 from common import class_folders
@@ -25,8 +33,9 @@ def made(tmp_path_factory):
     torch.save({"model": model.state_dict(), "config": {"model": {"width": 0.05}}, "seed": 7, "epoch": 3},
                folder / "network.pkl")
     out, results = folder / "small.safetensors", folder / "results.json"
-    arguments = ["--checkpoint", folder / "network.pkl", "--data-dir", folder / "data", "--out", out, "--rank", 150,
-                 "--epochs", 1, "--val-images", 10, "--results", results, "--data-name", "drawings"]
+    arguments = ["--checkpoint", folder / "network.pkl", "--data-dir", folder / "data", "--out", out,
+                 "--rank", 150, "--epochs", 1, "--val-images", 10, "--results", results,
+                 "--data-name", "drawings"]
     assert main([*map(str, arguments)]) == 0
     return model.eval(), out, json.loads(results.read_text(encoding="utf-8"))
 
@@ -38,7 +47,8 @@ def test_the_command_makes_a_file_that_says_the_same(made):
     for name, weight in model.state_dict().items():
         assert small.model.state_dict()[name].shape == weight.shape
         if name.startswith("features"):
-            assert torch.allclose(small.model.state_dict()[name], weight, atol=weight.abs().max().item() / 250)
+            step = weight.abs().max().item() / 250
+            assert torch.allclose(small.model.state_dict()[name], weight, atol=step)
     assert results["bytes"] == out.stat().st_size and results["rank"] == 150 and results["seed"] == 7
     assert 0 <= results["accuracy"] <= 1 and results["test_images"] == 20
     assert read_weights(out)[1]["epochs"] == 3 and read_weights(out)[1]["data"] == "drawings"
@@ -91,7 +101,8 @@ def test_teaching_brings_answers_nearer_to_the_teacher():
     for layer in (wide[1], wide[4]): layer.weight.data *= 5
     features = torch.randn(400, wide[1].in_features).relu()
     teacher, head = logits_of(wide, features), narrow_head(wide, 20)
-    def apart(): return F.kl_div(logits_of(head, features).log_softmax(1), teacher.softmax(1), reduction="sum")
+    def apart():
+        return F.kl_div(logits_of(head, features).log_softmax(1), teacher.softmax(1), reduction="sum")
     before = apart()
     teach(head, features.half(), teacher, epochs=10, learning_rate=1e-3)
     assert apart() < 0.7 * before
