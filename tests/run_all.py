@@ -1,5 +1,6 @@
-"""Run every test: each notebook under nbdev_test, then pytest, then each notebook again in a real kernel, its
+"""Run every test: the notebooks under nbdev_test, then pytest, then each notebook again in a real kernel, its
 outputs compared with the stored ones. Flags pass through: python tests/run_all.py --flags slow
+With $ALEXNET_NB_ALONE, a Python that has the library and a kernel, the last are run in it, in empty folders.
 
 The line before the last says how much ran, so that a list which lost something shows; the last line counts.
 """
@@ -7,41 +8,43 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(sys.executable).parent
 sys.path.append(str(ROOT / "tools"))
-from notebooks import all_modules, all_notebooks, name_of, read_cells, runs
+from notebooks import all_modules, all_notebooks, read_cells, runs
 
-JOBS = min(2, os.cpu_count() or 1)  # notebooks at a time: starting a kernel takes longer than most of them
+JOBS = min(2, os.cpu_count() or 1)  # notebooks, and files of tests, at a time: most wait for a process
 
 
-def alone(notebook: Path, flags: list[str], env: dict[str, str]) -> tuple[bool, str]:
-    "Whether a notebook passes nbdev_test, and what was printed."
-    command = ["nbdev_test", "--path", str(notebook), "--n_workers", "1"]
+def notebooks_as_tests(flags: list[str], env: dict[str, str]) -> tuple[int, int]:
+    "How many notebooks pass nbdev_test, and how many fail."
+    command = ["nbdev_test", "--n_workers", str(JOBS), "--timing"]
     if flags: command += ["--flags", " ".join(flags)]
-    env = env | {"OMP_NUM_THREADS": env.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // JOBS))}
     run = subprocess.run(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT)
-    return run.returncode == 0, run.stdout
+    print(run.stdout, flush=True)
+    names = [path.name for path in all_notebooks()]
+    timed = re.findall(r"^(\S+\.ipynb): \d+ secs", run.stdout, re.M)
+    if run.returncode == 0 and sorted(timed) == sorted(names): return len(names), 0
+    listed = run.stdout.rpartition("Failed On The Following Notebooks:")[2]
+    failed = len(set(re.findall(r"^\s*(\S+\.ipynb)$", listed, re.M))) or 1
+    return len(names) - failed, failed
 
 
 def main(argv: list[str]) -> int:
     "Run them; the last line counts."
     flags = argv[argv.index("--flags") + 1:] if "--flags" in argv else []
     env = os.environ | {"PATH": f"{HERE}{os.pathsep}{os.environ['PATH']}"}
-    passed = failed = skipped = cells = 0
-    notebooks = all_notebooks()
-    with ThreadPoolExecutor(JOBS) as pool:
-        results = pool.map(lambda notebook: alone(notebook, flags, env), notebooks)
-        for notebook, (good, said) in zip(notebooks, results, strict=True):
-            print(f"{said}nbdev_test {name_of(notebook)}: {'passed' if good else 'FAILED'}", flush=True)
-            passed, failed = passed + good, failed + (not good)
-            cells += sum(runs(cell, set(" ".join(flags).split())) for cell in read_cells(notebook))
+    alone = env.pop("ALEXNET_NB_ALONE", "")
+    threads = env.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // JOBS))
+    notebooks, wanted, skipped = all_notebooks(), set(" ".join(flags).split()), 0
+    cells = sum(runs(cell, wanted) for notebook in notebooks for cell in read_cells(notebook))
+    passed, failed = notebooks_as_tests(flags, env | {"OMP_NUM_THREADS": threads})
 
-    command = [sys.executable, "-m", "pytest", "-q", *(["--flags", *flags] if flags else [])]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(JOBS), "--dist", "loadfile",
+               *(["--flags", *flags] if flags else [])]
     run = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     print(run.stdout, flush=True)
     last = run.stdout.splitlines()[-1] if run.stdout else ""
@@ -51,6 +54,7 @@ def main(argv: list[str]) -> int:
 
     command = [sys.executable, "tools/rerun.py", "--check", "--jobs", str(JOBS)]
     if flags: command += ["--flags", *flags]
+    if alone: command += ["--alone", alone]
     again = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     print(again.stdout, flush=True)
     verdicts = re.findall(r"^(ok|not yet|FAILED) +\S+: \d+ cells run", again.stdout, re.M)

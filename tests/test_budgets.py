@@ -23,6 +23,8 @@ WORDS, HOURS, CELL, LINE = 3_500, 8, 15, 110
 EXPORTED, EXPORTED_MORE = 150, {"01_data": 220, "06_looking_inside": 220}  # two that hold several things
 MODULE, README = 400, 8_192
 LIBRARY_LINES = 7_114  # of version 0.1, by library_lines(); as it stood, its lines up to 300 long, 4,829
+# What 0.1 could not do at all has rooms of its own, which are not held against it.
+NEW_IN_0_2 = {"base/weights.py", "engine/compress.py", "engine/export.py", "transfer.py"}
 LESSON_MODULES = ("data", "lrn", "model", "train", "inference", "inspection", "transfer")
 HEAVY = ("pydantic", "filelock", "tensorboard", "yaml", "alexnet_nb.engine", "alexnet_nb.claims")
 
@@ -32,7 +34,7 @@ BUDGETS = [
     ("exported lines, over 150 a lesson (220 in 01 and 06)", 0),
     ("lines of shown code cells, over 15 a cell", 0),
     ("hours of reading, 00 to 06", HOURS),
-    ("exported lines of the library, laid out alike", LIBRARY_LINES),
+    ("exported lines of what 0.1 could do, laid out alike", LIBRARY_LINES),
     ("lines of the largest module", MODULE),
     ("lines over 110 in notebooks", 0),
     ("lines over 110 in modules", 0),
@@ -133,13 +135,14 @@ def exported_lines(path: Path) -> int:
 
 @functools.cache
 def library_lines() -> int:
-    """Exported lines of the whole library as `ruff format` lays them out in LINE columns. Lines of 0.1 were
-    of any length; laid out alike, two versions can be compared."""
+    """Exported lines of the library, without NEW_IN_0_2, as `ruff format` lays them out in LINE columns.
+    Lines of 0.1 were of any length; laid out alike, two versions can be compared."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(LIBRARY, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         options = ["-q", "--isolated", f"--line-length={LINE}"]
         subprocess.run([sys.executable, "-m", "ruff", "format", *options, folder], check=True)
-        files = [path for path in Path(folder).rglob("*.py") if path.name != "_modidx.py"]
+        left_out = {Path(folder, name) for name in (*NEW_IN_0_2, "_modidx.py")}
+        files = [path for path in Path(folder).rglob("*.py") if path not in left_out]
         return sum(map(exported_lines, files))
 
 

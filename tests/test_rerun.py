@@ -1,6 +1,10 @@
 "The check that stored outputs are what the cells give: it passes what is right, and names what is not."
+import asyncio
 import base64
 import io
+import os
+import queue
+import subprocess
 import sys
 from pathlib import Path
 
@@ -234,3 +238,28 @@ def test_a_kernel_that_does_not_answer_is_started_once_more(tmp_path, capsys, mo
     assert code == 0 and "no answer in 3 s; once more" in said and "2 compared" in said, said
     code, said = check(tiny(tmp_path, ("import time\ntime.sleep(60)", None)), capsys)
     assert code == 1 and "00000000 fails" in said, said
+
+
+def test_a_reply_that_was_not_announced_is_found():
+    class Channel:
+        asked: list = []
+
+        async def get_msg(self, timeout):
+            self.asked.append(timeout)
+            if len(self.asked) < 3: raise queue.Empty
+            return "reply"
+
+    rerun.look_every_second(channel := Channel())
+    assert asyncio.run(channel.get_msg(timeout=60)) == "reply" and channel.asked == [1.0] * 3
+    channel.asked.clear()
+    with pytest.raises(queue.Empty): asyncio.run(channel.get_msg(timeout=0))
+
+
+def test_alone_is_in_an_empty_folder_with_what_that_python_has(tmp_path):
+    where = "import os\nprint(os.listdir(), os.environ.get('PYTHONPATH'))"
+    path = tiny(tmp_path, (where, "[] None\n"))
+    command = [sys.executable, str(ROOT / "tools" / "rerun.py"), "--check", str(path)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([*command, "--alone", sys.executable], env=env, capture_output=True, text=True)
+    assert run.returncode == 0 and "1 compared" in run.stdout, run.stdout + run.stderr
+    assert subprocess.run(command, env=env, capture_output=True).returncode == 1

@@ -4,9 +4,11 @@
     python tools/rerun.py --check 02_lrn nbs/01_data.ipynb --jobs 2
     python tools/rerun.py --check --flags slow cuda     also the cells that carry one of these flags
     python tools/rerun.py --write 02_lrn                store the new outputs, cleaned as nbdev_clean cleans
+    python tools/rerun.py --check --alone PYTHON        as Colab runs them: PYTHON's kernel, empty folders
 
-Every notebook gets a fresh kernel and runs in its own folder. `--check` names each cell whose outputs differ,
-with a short difference, and ends with 1. What is compared:
+Every notebook gets a fresh kernel and runs in its own folder, with this checkout's library. With `--alone`
+each has an empty folder, and the library that PYTHON has installed. `--check` names each cell whose outputs
+differ, with a short difference, and ends with 1. What is compared:
 
 - what a cell prints, and its results as plain text, Markdown or HTML: exactly, without memory addresses,
   names of temporary folders and colours. Numbers with a decimal point may differ by one part in a thousand
@@ -27,15 +29,20 @@ is given. On a machine whose processor or libraries give other numbers, ALEXNET_
 them so, ALEXNET_NB_NOT_YET="02_lrn engine/run" these.
 """
 import argparse
+import atexit
 import base64
 import difflib
 import io
+import json
 import math
 import multiprocessing
 import os
+import queue
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -106,7 +113,8 @@ def shows_pictures(cell: dict) -> bool: return PICTURES in cell["metadata"].get(
 
 def pictures_at_hand() -> bool:
     "Whether CIFAR-10 lies where the notebooks look for it."
-    return any((folder / "alexnet_data_in" / "train").is_dir() for folder in (ROOT, NBS))
+    alone = os.environ.get("ALEXNET_NB_ALONE")
+    return not alone and any((folder / "alexnet_data_in" / "train").is_dir() for folder in (ROOT, NBS))
 
 
 def tag_problems(cells: list[dict]) -> list[str]:
@@ -220,26 +228,54 @@ def differences(stored: list[dict], new: list[dict]) -> list[str]:
 
 # --- running ---
 
+def use_kernel_of(python: str) -> None:
+    "Let `python3` mean this Python's kernel, here and in the processes that follow."
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    spec = json.dumps({"argv": argv, "display_name": "alone", "language": "python"})
+    (folder / "kernels" / "python3" / "kernel.json").write_text(spec)
+    os.environ |= {"JUPYTER_PATH": str(folder), "ALEXNET_NB_ALONE": python}
+
+
 def environment(jobs: int = 1, smoke: bool = False) -> dict[str, str]:
     "Of a kernel: this checkout's library, figures inline, short only in a quick test, cores shared."
     left_out = ("MPLBACKEND", "ALEXNET_NB_SMOKE", "IN_TEST")
     env = {key: value for key, value in os.environ.items() if key not in left_out}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    if env.get("ALEXNET_NB_ALONE"): env.pop("PYTHONPATH", None)
+    else: env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     if smoke: env["ALEXNET_NB_SMOKE"] = "1"
     if jobs > 1: env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     return env
 
 
+def look_every_second(channel) -> None:
+    """Let a channel look for a reply again and again. zmq announces an arrival once, and a message that a
+    widget makes nbclient send at that moment takes the announcement away: the reply would lie there unseen."""
+    get = channel.get_msg
+
+    async def get_msg(timeout: float | None = None):
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try: return await get(timeout=min(1.0, max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                if time.monotonic() >= end: raise
+    channel.get_msg = get_msg
+
+
 def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False, again: bool = True
             ) -> tuple[nbformat.NotebookNode, list[int], str]:
-    """The notebook with new outputs, the numbers of the cells that ran, and what went wrong. A kernel may
-    lose a message and wait for ever: after TIMEOUT the notebook is run once more, and a line says so."""
+    """The notebook with new outputs, the numbers of the cells that ran, and what went wrong. A kernel that
+    does not answer within TIMEOUT is started once more, and a line says so."""
     notebook, ran, number, cell = nbformat.read(path, 4), [], 0, {}
+    folder = tempfile.mkdtemp() if os.environ.get("ALEXNET_NB_ALONE") else str(path.resolve().parent)
     client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False,
                             extra_arguments=["--IPKernelApp.log_level=ERROR"],
-                            resources={"metadata": {"path": str(path.resolve().parent)}})
+                            resources={"metadata": {"path": folder}})
     try:
         with client.setup_kernel(env=environment(jobs, smoke)):
+            look_every_second(client.kc.shell_channel)
             for number, cell in enumerate(notebook.cells):
                 if not runs(cell, flags): continue
                 client.execute_cell(cell, number)
@@ -251,6 +287,8 @@ def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False, again: boo
             return execute(path, flags, jobs, smoke, again=False)
         lines = normal(str(e)).strip().splitlines() or [type(e).__name__]
         return notebook, ran, f"{label(number, cell)} fails: {lines[-1][:300]}"
+    finally:
+        if os.environ.get("ALEXNET_NB_ALONE"): shutil.rmtree(folder, ignore_errors=True)
     return notebook, ran, ""
 
 
@@ -354,13 +392,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="so many notebooks at a time")
     parser.add_argument("--flags", nargs="*", default=[], help="also cells with one of these flags")
     parser.add_argument("--with-data", action="store_true", help="those that show CIFAR-10; it must be there")
+    parser.add_argument("--alone", metavar="PYTHON", help="in empty folders, with this Python's kernel")
     parser.add_argument("--strict", action="store_true", help="compare those in NOT_YET too")
     asked = parser.parse_args(argv)
     paths, reports = find(asked.notebooks), []
+    flags = {flag for text in asked.flags for flag in text.split()}
+    if asked.alone: use_kernel_of(asked.alone)
     if asked.with_data:
         if not pictures_at_hand(): raise SystemExit("--with-data: no pictures in alexnet_data_in")
-        paths = [p for p in paths if any(shows_pictures(cell) for cell in nbformat.read(p, 4).cells)]
-    flags = {flag for text in asked.flags for flag in text.split()}
+        def shows(cell): return shows_pictures(cell) and runs(cell, flags)
+        paths = [p for p in paths if any(map(shows, nbformat.read(p, 4).cells))]
     for report in rerun(paths, asked.write, flags, asked.jobs, asked.strict):
         print(report, flush=True)
         reports.append(report)

@@ -21,7 +21,7 @@ from .errors import InputError
 _PACKAGE = Path(str(files("alexnet_nb")))
 
 
-def read_results(name: str # such as `cifar10_real`
+def read_results(name: str # such as `cifar10`
                 ) -> dict | None:
     "A measured result that ships with the library, or None if it is not there."
     for folder in (_PACKAGE / "results", _PACKAGE.parent / "nbs" / "results"):

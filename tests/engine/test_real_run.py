@@ -12,7 +12,7 @@ from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.config import make_config, merge
 from common import ROOT
 
-REAL = ROOT / "nbs" / "results" / "cifar10_real.json"
+REAL = ROOT / "nbs" / "results" / "cifar10.json"
 
 
 @pytest.mark.cifar10

@@ -15,14 +15,7 @@ from common import NBS, NOTEBOOKS, ROOT, page_of
 # 00_start comes before there is anything to practise
 LESSONS = [path for path in NOTEBOOKS if re.match("0[1-9]_", page_of(path))]
 PROMISED = ("01_data", "02_lrn", "03_model", "04_train", "05_inference")  # have something that moves
-OLD_NUMBERS = ("claims/ablations", "claims/lrn_13_to_11", "claims/plans", "claims/relu_vs_tanh",
-               "claims/small_nets", "claims/two_towers", "engine/checkpoint", "engine/config",
-               "engine/safe_loading", "engine/speed")
 UNDER_WAY = {  # (test, page): what that page still lacks
-    **{("test_equations_are_numbered_and_referred_to", page): "its equations have the numbers of version 0.1"
-       for page in OLD_NUMBERS},
-    ("test_references_to_equations_are_right",
-     "claims/two_towers"): "an equation that it refers to has moved",
     ("test_stored_outputs_are_fit_for_a_page", "claims/errata"): "a hidden cell has 40 lines",
 }
 KINDS = {"Compute", "Predict", "Repair", "Change"}  # the first hour has "Write it yourself" too
