@@ -44,6 +44,7 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict) -> N
 PRETRAINED = Path(str(files("alexnet_nb"))) / "weights"  # the networks that come with the library
 _MOST_BYTES, _MOST_WEIGHTS = 2**28, 2**28               # of a file; of all the weights that come out of it
 _MOST_NAMES = 2**20                                     # bytes of the list of names, with the card
+_DAMAGED = "damaged, or not a file of weights; install the package anew, or give another file"
 _DAMAGE = OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, RecursionError
 
 
@@ -100,8 +101,7 @@ def read_weights(path: str | Path,
         return state if unpack else tensors, card
     except FileNotFoundError: raise InputError(f"{path}: no such file of weights") from None
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
-    except _DAMAGE: raise InputError(f"{path}: damaged, or not a file of weights; install the package anew, or "
-                                     "give another file") from None
+    except _DAMAGE: raise InputError(f"{path}: {_DAMAGED}") from None
 
 # %% ../../nbs/base/weights.ipynb #56d2f93f
 def photographs() -> Images:
