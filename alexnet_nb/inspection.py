@@ -158,7 +158,7 @@ class Peaks(NamedTuple):
 class Activations(NamedTuple):
     "What one pass over N pictures leaves."
     features: Tensor                       # float32 (N, 4096), the last hidden layer
-    probabilities: Tensor                  # float32 (N, classes)
+    logits: Tensor                         # float32 (N, classes)
     statistics: dict[str, LayerStatistics] # of every layer
     peaks: dict[str, Peaks]                # of the convolutions asked for
 
@@ -177,7 +177,7 @@ def collect_activations(model: AlexNet, batches: Iterable[Tensor], # (N, 3, size
     def join(name):
         values, places = map(torch.cat, zip(*peaks[name], strict=True))
         return Peaks(values, places, outputs[name].shape[-1])
-    return Activations(features, logits.softmax(1), statistics, {name: join(name) for name in peaks})
+    return Activations(features, logits, statistics, {name: join(name) for name in peaks})
 
 # %% ../nbs/06_looking_inside.ipynb #6f920b38
 def sample_indices(chosen: Tensor, # bool (N,)

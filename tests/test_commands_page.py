@@ -111,7 +111,7 @@ def options_of(*program: str) -> set[str]:
 
 
 def known_options(words: list[str]) -> set[str] | None:
-    "The options of another program than the four commands; None if this test does not know it."
+    "The options of another program than the five commands; None if this test does not know it."
     modules = {
         "tensorboard": ("tensorboard.main", "--helpfull"),
         "torchrun": ("torch.distributed.run", "--help"),

@@ -257,12 +257,13 @@ def test_train_then_predict_in_real_processes(tmp_path):
 
 
 def test_commands_are_installed():
-    "The four commands lead to the four main functions."
+    "The five commands lead to the five main functions."
     from importlib.metadata import entry_points
     scripts = {e.name: e.value for e in entry_points(group="console_scripts")
                if e.name.startswith("alexnet_")}
     assert scripts == {"alexnet_train": "alexnet_nb.engine.train_command:main",
                        "alexnet_predict": "alexnet_nb.engine.predict_command:main",
+                       "alexnet_export": "alexnet_nb.engine.export:main",
                        "alexnet_bench": "alexnet_nb.engine.bench:main",
                        "alexnet_experiment": "alexnet_nb.claims.experiment:main"}
 

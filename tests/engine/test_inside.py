@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from alexnet_nb.data import Pictures, Recipe, drawings, prepare_batch, stack_pixels
-from alexnet_nb.engine.inside import Sheet, _view_of, first_kernels, look_inside, pack, unpack, unpack_sheet
-from alexnet_nb.inference import Classifier, load_classifier, probabilities
+from alexnet_nb.engine.inside import _pack, first_kernels, kernels_report, look_inside, unpack
+from alexnet_nb.inference import Classifier, load_classifier, load_pretrained, probabilities
+from alexnet_nb.inspection import (
+    collect_activations,
+    patch_directions,
+    pixel_batches,
+    purity,
+    seen_part,
+    strongest_patches,
+)
 from alexnet_nb.model import AlexNet
 from common import ROOT, class_folders
 
@@ -33,10 +41,10 @@ def pictures() -> Pictures:
 @pytest.mark.parametrize("bits", [8, 16])
 def test_numbers_survive_packing(bits):
     numbers = torch.randn(4, 3, 5, 5)
-    packed = json.loads(json.dumps(pack(numbers, bits)))
+    packed = json.loads(json.dumps(_pack(numbers, bits)))
     half_a_step = numbers.abs().max().item() / (2**bits - 2)
     torch.testing.assert_close(unpack(packed), numbers, atol=half_a_step * 1.01, rtol=0)
-    assert torch.equal(unpack(pack(torch.zeros(2, 2), bits)), torch.zeros(2, 2))
+    assert torch.equal(unpack(_pack(torch.zeros(2, 2), bits)), torch.zeros(2, 2))
 
 
 def test_first_kernels_are_those_of_a_seed_and_leave_chance_alone():
@@ -48,44 +56,47 @@ def test_first_kernels_are_those_of_a_seed_and_leave_chance_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ---------------------------------------------------------------- sheets, reports, the command
-
-def test_a_sheet_gives_its_pictures_back(pictures):
-    sheet = Sheet()
-    many = torch.cat([pictures.pixels, pictures.pixels.flip(-1)])
-    assert [sheet.add(p) for p in many] == list(range(24)) and sheet.add(many[5]) == 5
-    back = unpack_sheet(json.loads(json.dumps(sheet.pack())))
-    assert back.shape == (24, 32, 32, 3)
-    assert (back.permute(0, 3, 1, 2).int() - many.int()).abs().float().mean() < 10
-
-
-def test_the_view_of_a_recipe():
-    assert _view_of(Recipe(224)) == dict(side=224, start=0, size=224)
-    assert _view_of(Recipe(227, short_side=256)) == dict(side=256, start=15, size=227)
-    x = torch.arange(256, dtype=torch.uint8).repeat(1, 3, 256, 1)
-    seen = prepare_batch(x, Recipe(227, (0.0,) * 3, (1 / 255,) * 3, short_side=256))
-    assert round(seen[0, 0, 0, 0].item()) == 15
-
+# ---------------------------------------------------------------- reports, the command
 
 @pytest.mark.parametrize("options", [
     {}, {"towers": 2}, {"activation": "tanh", "without": ["conv3", "conv5"]}], ids=str)
 def test_a_report_is_plain_and_small(pictures, options):
     c = network(**options)
     facts = dict(towers=options.get("towers", 1))
-    report = look_inside(c, pictures, pictures, facts, stride=114, batch_size=5, progress=lambda text: None)
+    report = look_inside(c, pictures, pictures, facts, batch_size=5, progress=lambda text: None)
     text = json.dumps(report, allow_nan=False)
-    assert len(text) < 400_000 and json.loads(text)["history"] is None
+    assert len(text) < 5_000 and json.loads(text) == report
     near = report["neighbours"]
+    assert near["bank"] == near["queries"] == 12
     assert set(near["agreement"]) == {"hidden", "pixels"}
-    for found in near["agreement"].values():
+    for found in near["agreement"].values():  # the bank holds the queries
         assert set(found) == {"nearest", "majority"} and found["nearest"] == 1 and 0 <= found["majority"] <= 1
-    for row in near["shown"]:  # the bank holds the queries
-        assert row["hidden"][0]["index"] == row["pixels"][0]["index"] == row["index"]
-    count = report["pictures"]["count"]
-    assert all(0 <= n["picture"] < count for row in near["shown"] for n in row["hidden"] + row["pixels"])
-    assert [len(m["map"]) for m in report["occlusion"]["maps"]] == [2] * 4
+    seen = collect_activations(c.model, pixel_batches(pictures.pixels, c.recipe, c.device))
+    right = (seen.logits.argmax(1) == pictures.labels).float().mean().item()
+    assert report["network"] == facts | dict(accuracy=pytest.approx(right), test_images=12)
+    for name, s in seen.statistics.items():
+        told = report["statistics"][name]
+        assert (told["pictures"], told["units"], told["dead"]) == (12, len(s.active), len(s.dead))
+        assert told["zeros"] == pytest.approx(s.zero_share, abs=1e-3)
+    for name, peaks in seen.peaks.items():
+        patches = [strongest_patches(peaks, k) for k in range(peaks.values.shape[1])]
+        shares = [purity(p, pictures.labels) for p in patches if len(p) == 9]
+        assert report["patches"][name] == dict(pictures=12, living=len(shares),
+                                               purity=pytest.approx(sum(shares) / max(len(shares), 1)))
+
+
+def test_kernels_come_back_from_a_report(pictures):
+    c = network()
     weight = c.model.features[0].weight.detach()
+    def batches(): return pixel_batches(pictures.pixels, c.recipe, c.device, 5)
+    report = json.loads(json.dumps(kernels_report(c.model, batches())))
+    assert report["history"] is None
     torch.testing.assert_close(unpack(report["kernels"]), weight, atol=0.01, rtol=0)
+    directions, energy = patch_directions(batches())
+    shown = report["directions_shown"]
+    assert energy[shown - 1] >= 0.999 > energy[shown - 2]
+    part = seen_part(unpack(report["kernels"]), unpack(report["directions"])[:, :shown])
+    torch.testing.assert_close(part, seen_part(weight, directions[:, :shown]), atol=0.01, rtol=0)
 
 
 def load_tool():
@@ -102,12 +113,12 @@ def test_the_command_looks_into_a_checkpoint(final, tmp_path, monkeypatch):
     checkpoint["config"]["data"]["val_images"] = 10
     torch.save(checkpoint, short := tmp_path / "short.pkl")
     args[0] = str(short)
-    small = ["--train-images", "20", "--test-images", "10", "--stride", "114", "--batch-size", "8"]
+    small = ["--train-images", "20", "--test-images", "10", "--batch-size", "8"]
     path = tool.main([*args, "--name", "test", *small])
     text = path.read_text(encoding="utf-8")
     report = json.loads(text)
     assert path.name == "inside_test.json"
-    assert len(text) < 400_000
+    assert len(text) < 100_000
     assert str(tmp_path) not in text
     assert str(ROOT) not in text
     told = dict(towers=1, seed=7, epochs_done=2, of_epochs=2, test_images=10)
@@ -126,6 +137,30 @@ def test_the_command_looks_into_a_checkpoint(final, tmp_path, monkeypatch):
     assert kernels["kernels"] == report["kernels"] and "neighbours" not in kernels
 
 
+def test_the_command_looks_into_the_network_of_the_package(tmp_path, monkeypatch):
+    tool, root = load_tool(), class_folders(tmp_path / "data")
+    run = tool.read_results("cifar10")
+    run["config"]["data"]["val_images"] = 10  # of this small training set
+    monkeypatch.setattr(tool, "read_results", lambda name: run if name == "cifar10" else None)
+    small = ["--train-images", "20", "--test-images", "10", "--batch-size", "8"]
+    path = tool.main(["cifar10", str(root), "--out", str(tmp_path), *small])
+    text = path.read_text(encoding="utf-8")
+    report = json.loads(text)
+    assert path.name == "inside_cifar10.json" and len(text) < 5_000 and "kernels" not in report
+    assert report["command"] == "python tools/look_inside.py cifar10 DATA_FOLDER"
+    test = tool.in_equal_parts(tool.read_cifar10(root, False, False), np.arange(20), 10)
+    classifier = load_pretrained("cifar10")
+    right = probabilities(classifier, prepare_batch(test.pixels, classifier.recipe)).argmax(1)
+    assert report["network"]["accuracy"] == pytest.approx((right == torch.arange(10)).float().mean().item())
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    (["cifar10", "x", "--kernels-only"], "in the package"), (["final.pkl", "x"], "--name")])
+def test_the_command_says_what_does_not_fit(args, says, capsys):
+    with pytest.raises(SystemExit, match="2"): load_tool().main(args)
+    assert says in capsys.readouterr().err
+
+
 def test_the_sum_of_the_rates_follows_the_schedule():
     training = dict(learning_rate=0.01, lr_gamma=0.1, lr_step_size=6, schedule="step")
     checkpoint = dict(config=dict(training=training), epoch=8, total_steps=2816, progress=dict(batch=0))
@@ -137,12 +172,12 @@ def test_the_sum_of_the_rates_follows_the_schedule():
 
 
 def test_stored_files_are_whole_and_small():
-    stored = sorted((ROOT / "nbs/results").glob("inside_*.json"))
-    assert stored
-    for path in stored:
-        assert path.stat().st_size < 400_000, path.name
-        report = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"network", "kernels", "directions", "device", "date", "data", "command"}
-        assert needed <= report.keys(), path.name
-        assert str(ROOT) not in path.read_text(encoding="utf-8")
-        assert unpack(report["kernels"]).shape == (96, 3, 11, 11)
+    stored = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "nbs/results").glob("inside_*")}
+    assert "inside_cifar10" in stored
+    for name, text in stored.items():
+        assert len(text) < 100_000, name
+        report = json.loads(text)
+        assert {"network", "device", "date", "data", "command"} <= report.keys(), name
+        assert str(ROOT) not in text
+        if name == "inside_cifar10": assert len(text) < 5_000 and "kernels" not in report
+        else: assert unpack(report["kernels"]).shape == (96, 3, 11, 11)
