@@ -61,6 +61,9 @@ def _check_recipe(recipe):
         raise InputError(f"mean {recipe.mean}, std {recipe.std}: must be finite numbers, and std above 0")
     if recipe.short_side is not None and recipe.short_side < recipe.size:
         raise InputError(f"a crop of {recipe.size} does not fit into a short side of {recipe.short_side}")
+    side = recipe.first_to
+    if side is not None and not (type(side) is int and 0 < side <= recipe.size):
+        raise InputError(f"first_to is {side!r}; must be a whole number from 1 to {recipe.size}")
 
 
 def _check_split(val_images, images):
@@ -80,10 +83,17 @@ class Recipe:
     colour: tuple[tuple[float, ...], ...] | None = None
     flip: bool = True                          # mirror where chance says so
     crop: bool = True                          # crop where chance says so; False: at the centre
+    first_to: int | None = None                # squash larger pictures to this side first of all
 
     def __post_init__(self): _check_recipe(self)
 
 # %% ../nbs/01_data.ipynb #7fa93a23
+def _shrunk(image: Image.Image, recipe: Recipe) -> Image.Image:
+    "A larger picture squashed to the recipe's `first_to`; any other as it is."
+    if (side := recipe.first_to) is None or min(image.size) <= side: return image
+    return image.resize((side, side), Image.Resampling.BILINEAR)
+
+
 def _resized(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     """Height and width that a picture is resized to: the square, or the short side to the recipe's and the
     long one in proportion."""
@@ -107,8 +117,8 @@ def prepare(image: Image.Image,                # RGB
             recipe: Recipe,
             chance: Augmentation | None = None # None: no augmentation, the centre crop
            ) -> torch.Tensor:
-    """A picture as a float tensor (3, size, size), normalised; augmented as section 4.1 of the paper has it,
-    if there is chance."""
+    "A picture as a float tensor (3, size, size), normalised; with chance, augmented as in section 4.1."
+    image = _shrunk(image, recipe)
     height, width = _resized(image.height, image.width, recipe)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     top, left = _corner(height, width, recipe, chance)
@@ -187,6 +197,15 @@ def _resize_crop_flip(pixels: torch.Tensor, recipe: Recipe, chances) -> torch.Te
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
     return x
 
+# %% ../nbs/01_data.ipynb #b63d0f94
+def _shrunk_batch(pixels: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    "`_shrunk` for each picture: integers (N, 3, H, W), values 0 to 255."
+    height, width = pixels.shape[-2:]
+    if (side := recipe.first_to) is None or min(height, width) <= side: return pixels
+    x = pixels.int()
+    for dim in resize_order((height, width), (side, side)): x = resize_side(x, dim, side)
+    return x
+
 # %% ../nbs/01_data.ipynb #7f4ee61b
 def _normalise(values: torch.Tensor, recipe: Recipe, chances, out: torch.Tensor) -> None:
     "The last steps of `prepare` for each picture, from int32 to float32."
@@ -207,7 +226,8 @@ def prepare_batch(pixels: torch.Tensor,                       # uint8 (N, 3, H, 
     few = 4 if pixels.device.type == "cpu" else max(len(out), 1)
     for k in range(0, len(out), few):
         part, luck = slice(k, k + few), chances and chances[k:k + few]
-        _normalise(_resize_crop_flip(pixels[part], recipe, luck), recipe, luck, out=out[part])
+        small = _shrunk_batch(pixels[part], recipe)
+        _normalise(_resize_crop_flip(small, recipe, luck), recipe, luck, out=out[part])
     return out
 
 # %% ../nbs/01_data.ipynb #5cb691d7

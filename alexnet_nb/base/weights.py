@@ -8,13 +8,16 @@ __all__ = ['PRETRAINED', 'write_weights', 'read_weights', 'photographs']
 # %% ../../nbs/base/weights.ipynb #d5dd0b58
 import hashlib
 import json
+import os
+import stat
+import struct
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import InputError
@@ -31,23 +34,50 @@ def _digest(tensors: dict[str, Tensor], card: str) -> str:
 
 
 def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
-    "Store tensors, named as above, and a card that JSON can hold."
-    text = json.dumps(card)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path,
-              {"card": text, "digest": _digest(tensors, text)})
+    "Store tensors, named as above, and a card that JSON can hold; a file of that name stays until then."
+    text, part = json.dumps(card), Path(f"{path}.part")
+    part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()},
+                          {"card": text, "digest": _digest(tensors, text)}))
+    os.replace(part, path)
 
 # %% ../../nbs/base/weights.ipynb #4a9134ba
 PRETRAINED = Path(str(files("alexnet_nb"))) / "weights"  # the networks that come with the library
 _MOST_BYTES, _MOST_WEIGHTS = 2**28, 2**28               # of a file; of all the weights that come out of it
+_MOST_NAMES = 2**20                                     # bytes of the list of names, with the card
+_DAMAGED = "damaged, or not a file of weights; install the package anew, or give another file"
+_DAMAGE = OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, RecursionError
 
 
+def _check_size(path: Path) -> None:
+    "Raises `ValueError` for what cannot be a file of weights, from its size and its first eight bytes."
+    if not stat.S_ISREG((found := path.stat()).st_mode) or not 8 < found.st_size <= _MOST_BYTES:
+        raise ValueError("no such size")
+    with open(path, "rb") as file: names, = struct.unpack("<Q", file.read(8))
+    if names > _MOST_NAMES: raise ValueError("too many names")
+
+# %% ../../nbs/base/weights.ipynb #6c4d1e8f
+def _read_card(text: str) -> dict:
+    "A card that is plain JSON. Raises `ValueError` for a key that stands twice and numbers beyond measure."
+    def number(digits: str) -> float:
+        if not abs(value := float(digits)) < 1e12: raise ValueError("a number beyond measure")
+        return int(digits) if digits.lstrip("-").isdigit() else value
+    def once(pairs: list) -> dict:
+        if len(found := dict(pairs)) < len(pairs): raise ValueError("a key stands twice")
+        return found
+    card = json.loads(text, parse_int=number, parse_float=number, parse_constant=number,
+                      object_pairs_hook=once)
+    if not isinstance(card, dict): raise ValueError("not a card")
+    return card
+
+# %% ../../nbs/base/weights.ipynb #5b1d7e20
 def _unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     "float32 weights under their usual names. Raises `ValueError` or `KeyError` for parts that do not fit."
+    if {tensor.dtype for tensor in tensors.values()} - {torch.float16, torch.float32, torch.int8}:
+        raise ValueError("a type that no network has")
     left = {name.removesuffix(".left") for name in tensors if name.endswith(".left")}
     plain = {name for name in tensors if not name.endswith((".left", ".right", ".scale"))}
     sizes = [tensors[f"{n}.left"].shape[0] * tensors[f"{n}.right"].shape[1] for n in left]
-    if sum(sizes) + sum(tensors[name].numel() for name in plain) > _MOST_WEIGHTS:
-        raise ValueError("too many weights")
+    if sum(sizes) + sum(tensors[n].numel() for n in plain) > _MOST_WEIGHTS: raise ValueError("too many")
     state = {name: tensors[f"{name}.left"].float() @ tensors[f"{name}.right"].float() for name in left}
     for name in plain:
         state[name] = tensors[name].float()
@@ -61,21 +91,17 @@ def read_weights(path: str | Path,
                  unpack: bool = True # False: the tensors as they are stored, checked all the same
                 ) -> tuple[dict[str, Tensor], dict]:
     "The weights (float32, by their usual names) and the card. Raises `InputError` for any other file."
-    path = Path(path)
     try:
-        if path.stat().st_size > _MOST_BYTES: raise ValueError("too large")
+        _check_size(path := Path(path))
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             about = file.metadata() or {}
         if _digest(tensors, about["card"]) != about["digest"]: raise ValueError("its digest is another")
-        card = json.loads(about["card"])
-        state = _unpack(tensors)
-        return state if unpack else tensors, dict(card)
+        card, state = _read_card(about["card"]), _unpack(tensors)
+        return state if unpack else tensors, card
     except FileNotFoundError: raise InputError(f"{path}: no such file of weights") from None
     except PermissionError: raise InputError(f"{path}: may not be read; change its permissions") from None
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, RecursionError):
-        raise InputError(f"{path}: damaged, or not a file of weights; install the package anew, or give "
-                         "another file") from None
+    except _DAMAGE: raise InputError(f"{path}: {_DAMAGED}") from None
 
 # %% ../../nbs/base/weights.ipynb #56d2f93f
 def photographs() -> Images:

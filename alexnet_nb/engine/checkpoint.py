@@ -55,6 +55,7 @@ class _StoredRecipe(Section):
     colour: tuple[_Channel, _Channel, _Channel] | None = None
     flip: bool = True
     crop: bool = True
+    first_to: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 # %% ../../nbs/engine/checkpoint.ipynb #e34ee2a4
 class _Stored(BaseModel):
