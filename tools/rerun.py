@@ -252,7 +252,7 @@ def environment(jobs: int = 1, smoke: bool = False) -> dict[str, str]:
 
 def look_every_second(channel) -> None:
     """Let a channel look for a reply again and again. zmq announces an arrival once, and a message that a
-    widget makes nbclient send at that moment takes the announcement away: the reply would lie there unseen."""
+    widget makes nbclient send just then takes the announcement away: the reply would lie there unseen."""
     get = channel.get_msg
 
     async def get_msg(timeout: float | None = None):
