@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from alexnet_nb.base.results import read_results
@@ -18,6 +19,7 @@ from alexnet_nb.engine.compress import (
     teach,
     to_bytes,
 )
+from alexnet_nb.engine.predict_command import predict_files
 from alexnet_nb.inference import load_pretrained, predict
 from alexnet_nb.model import AlexNet
 from common import class_folders
@@ -69,6 +71,19 @@ def test_the_recipe_is_written_anew_and_nothing_else_changes(made, capsys):
     assert read_weights(out)[1] == about and "first_to is 228" in capsys.readouterr().err
     assert main(["--out", str(out)]) == 0
     assert torch.equal(predict(load_pretrained(out), large), large_said)
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_pictures_of_every_size_go_the_same_way_in_a_folder(made, tmp_path, views):
+    classifier = load_pretrained(made[1])
+    assert classifier.recipe.first_to == 32
+    sizes = [(32, 32), (100, 100), (100, 100), (400, 300), (20, 50), (31, 400), (1000, 64)]
+    for k, size in enumerate(sizes): drawings(7)[k].resize(size).save(tmp_path / f"{k}.png")
+    found = list(predict_files(classifier, sorted(tmp_path.iterdir()), views))
+    for k, answer in enumerate(found):
+        alone = predict(classifier, Image.open(tmp_path / f"{k}.png").convert("RGB"), views)
+        torch.testing.assert_close(torch.tensor(answer.probabilities), alone, rtol=1e-4, atol=1e-5)
+    assert len(found) == len(sizes)
 
 
 @pytest.mark.parametrize("arguments, word", [
