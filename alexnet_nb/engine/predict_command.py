@@ -28,7 +28,7 @@ from torch import Tensor
 from ..base.errors import InputError, one_line
 from ..base.pictures import image_files, open_rgb
 from ..data import Recipe, prepare, prepare_batch
-from ..inference import Classifier, cut_views, predict, probabilities, views_recipe
+from ..inference import UNSURE_BELOW, Classifier, cut_views, predict, probabilities, views_recipe
 from .allocator import reuse_memory
 from .checkpoint import load_classifier
 from .command import run_command
@@ -42,6 +42,9 @@ class _Prediction:
     path: str
     probabilities: list[float] = field(default_factory=list)
     error: str | None = None
+
+    @property
+    def unsure(self) -> bool: return max(self.probabilities) < UNSURE_BELOW
 
     def ranked(self, classes: tuple[str, ...]) -> list[tuple[str, float]]:
         "Classes and probabilities, most probable first; equals stay in the classes' order."
@@ -121,13 +124,15 @@ def _format_prediction(p: _Prediction, classes: tuple[str, ...], most: int | Non
     ranked = [(one_line(name), q) for name, q in p.ranked(classes)]
     width = max((len(name) for name, _ in ranked[:most]), default=0)
     table = (f"  {name:{width}}  {q:8.4%}" for name, q in ranked[:most])
-    return "\n".join([f"{one_line(p.path)}: {ranked[0][0]} {ranked[0][1]:.1%}", *table])
+    mark = ", unsure" if p.unsure else ""
+    return "\n".join([f"{one_line(p.path)}: {ranked[0][0]} {ranked[0][1]:.1%}{mark}", *table])
 
 # %% ../../nbs/engine/predict_command.ipynb #2db2e968
 def _as_json(p: _Prediction, classes: tuple[str, ...]) -> str:
     "One object of the list, set in by a space."
     ranked = [] if p.error else p.ranked(classes)
-    said = dict(error=p.error) if p.error else dict(prediction=ranked[0][0], probabilities=dict(ranked))
+    said = dict(error=p.error) if p.error else dict(prediction=ranked[0][0], unsure=p.unsure,
+                                                    probabilities=dict(ranked))
     return indent(json.dumps(dict(path=p.path) | said, indent=1), " ")
 
 
@@ -141,14 +146,14 @@ def _write_json(predictions: Iterable[_Prediction], classes: tuple[str, ...], ou
 
 # %% ../../nbs/engine/predict_command.ipynb #62584a18
 def _write_csv(predictions: Iterable[_Prediction], classes: tuple[str, ...], out: TextIO) -> None:
-    "All probabilities as CSV: a row a file, as soon as it is known, a column a class, and the error last."
+    "All probabilities as CSV: a row a file, as soon as it is known; a column a class, `unsure`, the error."
     def write(row: list) -> None:  # older Pythons quote a carriage return only where lines end with one
         csv.writer(line := io.StringIO(newline=""), lineterminator="\r\n").writerow(row)
         out.write(line.getvalue()[:-2] + "\n")
-    write(["path", "prediction", *classes, "error"])
+    write(["path", "prediction", *classes, "unsure", "error"])
     for p in predictions:
-        if p.error: write([p.path, "", *[""] * len(classes), p.error])
-        else: write([p.path, p.ranked(classes)[0][0], *p.probabilities, ""])
+        if p.error: write([p.path, "", *[""] * len(classes), "", p.error])
+        else: write([p.path, p.ranked(classes)[0][0], *p.probabilities, str(p.unsure).lower(), ""])
 
 # %% ../../nbs/engine/predict_command.ipynb #7cce5082
 def _whole(text: str) -> int:
@@ -159,10 +164,11 @@ def _whole(text: str) -> int:
 # %% ../../nbs/engine/predict_command.ipynb #de2320d1
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_predict`."
-    what = "Name what is on an image, or on every image of a folder."
+    what = ("Name what is on an image, or on every image of a folder. An answer whose probability is below "
+            f"{UNSURE_BELOW:.0%} is marked as unsure.")
     parser = argparse.ArgumentParser("alexnet_predict", description=what)
     def add(flag, metavar, help, **more): parser.add_argument(flag, metavar=metavar, help=help, **more)
-    add("--checkpoint", "CKPT", "a checkpoint, or a .safetensors file; without it, the network in the package")
+    add("--checkpoint", "CKPT", "a checkpoint or a .safetensors file; without it, the network in the package")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--image", metavar="FILE")
     which.add_argument("--image-dir", metavar="DIR")
@@ -192,7 +198,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Classifier, Image.Image | None, 
     options = prediction_options(args.config, args.set)
     image, files = (open_rgb(args.image), []) if args.image else (None, _folder_images(args.image_dir))
     if options.pop("reuse_memory") and options["device"].type == "cpu": reuse_memory()
-    if args.checkpoint is None: _complain("no --checkpoint: the network in the package names CIFAR-10's classes")
+    if args.checkpoint is None:
+        _complain("no --checkpoint: the network in the package names CIFAR-10's classes")
     classifier = load_classifier(args.checkpoint or "cifar10", **options)
     _check_classes(args, classifier.classes)
     return classifier, image, files

@@ -459,7 +459,7 @@ def test_spoiled_weights(tmp_path, failed, final, pictures):
     checkpoint["model"]["classifier.6.bias"][3] = float("nan")
     torch.save(checkpoint, tmp_path / "nan.pkl")
     failed(inference.main, ["--checkpoint", "nan.pkl", "--image", pictures / "000.png"],
-           "the network's outputs are not finite numbers; the checkpoint is spoiled")
+           "the network's outputs are not finite numbers; its weights are damaged")
 
 
 # ---------------------------------------------------------------- images

@@ -151,8 +151,8 @@ def test_predict_one_image(final, pictures, capsys):
     path = str(pictures / "000.png")
     assert inference.main(["--checkpoint", str(final), "--image", path]) == 0
     out, err = capsys.readouterr()
-    name, share = out.removeprefix(f"{path}: ").rsplit(" ", 1)
-    assert name in CLASSES and share.endswith("%\n") and err == "" and out.count("\n") == 1
+    name, share = out.removeprefix(f"{path}: ").removesuffix("\n").removesuffix(", unsure").rsplit(" ", 1)
+    assert name in CLASSES and share.endswith("%") and err == "" and out.count("\n") == 1
 
 
 def test_without_a_checkpoint_the_network_in_the_package_answers(pictures, capsys):
@@ -162,6 +162,34 @@ def test_without_a_checkpoint_the_network_in_the_package_answers(pictures, capsy
     answers = dict(line.partition(".jpg: ")[::2] for line in out.replace(f"{photographs}/", "").splitlines())
     assert answers.keys() == {*CLASSES} and "no --checkpoint: the network in the package" in err
     assert sum(answer.startswith(name) for name, answer in answers.items()) >= 6
+
+
+def test_an_answer_below_the_threshold_is_marked(final, pictures, capsys, monkeypatch):
+    "For people, as JSON and as CSV; at the threshold it is not, and a file that cannot be read has no mark."
+    names = ["000.png", "001.png", "002.png"]
+    argv = ["--checkpoint", str(final), *CPU, "--set", "device.precision=fp32"]
+
+    def said(*how):
+        for name in names:
+            assert inference.main([*argv, "--image", str(pictures / name), *how]) == 0
+            yield capsys.readouterr().out
+    best = [max(json.loads(out)[0]["probabilities"].values()) for out in said("--json")]
+    assert len(set(best)) == 3, "the pictures differ"
+    middle = sorted(best)[1]
+    monkeypatch.setattr(engine_predict_command, "UNSURE_BELOW", middle)
+    expected = [share < middle for share in best]
+    assert sum(expected) == 1
+    assert [out.endswith("%, unsure\n") for out in said()] == expected
+    assert [out.splitlines()[0].endswith("%, unsure") for out in said("--top", "3")] == expected
+    assert [json.loads(out)[0]["unsure"] for out in said("--json")] == expected
+    rows = (next(csv.DictReader(io.StringIO(out))) for out in said("--csv"))
+    assert [row["unsure"] for row in rows] == [str(mark).lower() for mark in expected]
+
+
+def test_help_names_the_threshold(capsys):
+    with pytest.raises(SystemExit): inference.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"below {inference.UNSURE_BELOW:.0%} is marked as unsure" in said
 
 
 def test_show_all_probs(final, pictures, capsys):
@@ -195,6 +223,7 @@ def test_folder_as_json(final, mixed, capsys):
         if i == 3: assert "not an image" in row["error"] and set(row) == {"path", "error"}
         else:
             values = list(row["probabilities"].values())
+            assert row["unsure"] is (values[0] < inference.UNSURE_BELOW)
             assert (row["prediction"] == next(iter(row["probabilities"]))
                     and values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-5))
     assert err.splitlines() == [f"alexnet_predict: {mixed / '003.png'}: not an image in a format that "
@@ -204,11 +233,12 @@ def test_folder_as_json(final, mixed, capsys):
 def test_folder_as_csv(final, mixed, capsys):
     assert inference.main(["--checkpoint", str(final), "--image-dir", str(mixed), "--csv"]) == 1
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert len(rows) == 6 and list(rows[0]) == ["path", "prediction", *CLASSES, "error"]
+    assert len(rows) == 6 and list(rows[0]) == ["path", "prediction", *CLASSES, "unsure", "error"]
     for i, row in enumerate(rows):
         assert row["path"] == str(mixed / f"00{i}.png")
-        if i == 3: assert row["prediction"] == "" and "not an image" in row["error"]
+        if i == 3: assert row["prediction"] == row["unsure"] == "" and "not an image" in row["error"]
         else:
+            assert row["unsure"] == str(max(float(row[c]) for c in CLASSES) < inference.UNSURE_BELOW).lower()
             assert (row["error"] == "" and sum(float(row[c]) for c in CLASSES) == pytest.approx(1, abs=1e-5)
                     and row["prediction"] == max(CLASSES, key=lambda c: float(row[c])))
 

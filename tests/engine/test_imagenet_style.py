@@ -181,7 +181,7 @@ def test_prediction_for_programs(tree, final, capsys, tmp_path):
     rows = json.loads("\n".join(lines(capsys, [*argv, "--json"])))
     table = list(csv.DictReader(lines(capsys, [*argv, "--csv"])))
     assert (len(rows) == len(table) == 8 and all(len(row["probabilities"]) == 1000 for row in rows)
-            and len(table[0]) == 1003)
+            and len(table[0]) == 1004)
     classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="fp32")
     for row, other in zip(rows, table, strict=True):
         p, said = inference.predict(classifier, base_pictures.open_rgb(row["path"]), 10), row["probabilities"]
