@@ -10,6 +10,7 @@ import copy
 
 import torch
 from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader, TensorDataset
 
 from .base.errors import InputError
 from .data import Images, prepare
@@ -22,30 +23,43 @@ def fc7_features(classifier: Classifier,
                  images: Images,
                  mirrored: bool = False # each picture as in a mirror
                 ) -> Tensor:
-    "What fc8 sees of each picture, float32 (N, 4096) on the CPU."
+    "What fc8 sees of each picture, float32 (N, 4096) on the CPU. Raises `InputError` without pictures."
+    if not len(images): raise InputError("there are no pictures; give some of each class")
     model, parts = classifier.model, []
-    for i in range(len(images)):
-        x = prepare(images[i], classifier.recipe)[None].to(classifier.device)
+    for k in range(0, len(images), 32):
+        batch = [prepare(images[i], classifier.recipe) for i in range(k, min(k + 32, len(images)))]
+        x = torch.stack(batch).to(next(model.parameters()))
         x = model.features(x.flip(-1) if mirrored else x).flatten(1)
         parts.append(model.classifier[:-1](x).float().cpu())
     return torch.cat(parts).clone()
 
 # %% ../nbs/07_your_pictures.ipynb #65fa700d
+def _last_layer(x: Tensor,  # features, float32 (N, features)
+                y: Tensor,  # int64 (N,)
+                classes: int, epochs: int = 30, learning_rate: float = 0.001, seed: int = 0) -> nn.Linear:
+    "A linear layer that tells the classes apart by these features."
+    size = x.square().mean().sqrt().clamp(min=1e-12)  # so that one rate suits features of any size
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        last = nn.Linear(x.shape[1], classes)
+        shuffled = DataLoader(TensorDataset(x / size, y), 32, shuffle=True)
+        optimizer = optim.AdamW(last.parameters(), lr=learning_rate, weight_decay=0.01)
+        train(last, shuffled, epochs=epochs, optimizer=optimizer)
+    with torch.no_grad(): last.weight /= size
+    return last
+
+# %% ../nbs/07_your_pictures.ipynb #4aab6d22
 def learn_classes(classifier: Classifier, # a network that knows other classes
                   images: Images,         # with the new ones, from each some ten pictures at least
                   epochs: int = 30, learning_rate: float = 0.001, seed: int = 0) -> Classifier:
     "The same network with a new last layer, for the classes of these images. Raises `InputError`."
-    classes = images.classes
-    if len({*images.labels.tolist()}) < max(2, len(classes)): raise InputError(
-        "a class has no picture, or there is only one class; give some pictures of each")
+    classes, found = images.classes, {*images.labels.tolist()}
+    if len(classes) < 2: raise InputError("there is only one class; give pictures of two or more")
+    if lacking := [name for i, name in enumerate(classes) if i not in found]:
+        raise InputError(f"the class {lacking[0]!r} has no picture; give some, or take it from the classes")
     x = torch.cat([fc7_features(classifier, images, mirrored) for mirrored in (False, True)])
-    y = torch.from_numpy(images.labels).repeat(2)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        last = nn.Linear(x.shape[1], len(classes))
-        shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 32, shuffle=True)
-        optimizer = optim.AdamW(last.parameters(), lr=learning_rate, weight_decay=0.01)
-        train(last, shuffled, epochs=epochs, optimizer=optimizer)
+    y = torch.from_numpy(images.labels).long().repeat(2)
+    last = _last_layer(x, y, len(classes), epochs, learning_rate, seed)
     model = copy.deepcopy(classifier.model)
-    model.classifier[-1] = last.to(classifier.device)
+    model.classifier[-1] = last.to(next(model.parameters()))
     return Classifier(model.eval(), classifier.recipe, classes, classifier.device)
