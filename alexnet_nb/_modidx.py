@@ -1148,6 +1148,6 @@ d = { 'settings': { 'branch': 'main',
                                   'alexnet_nb.train.train': ('train.html#train', 'alexnet_nb/train.py'),
                                   'alexnet_nb.train.train_step': ('train.html#train_step', 'alexnet_nb/train.py')},
             'alexnet_nb.transfer': { 'alexnet_nb.transfer._last_layer': ('your_pictures.html#_last_layer', 'alexnet_nb/transfer.py'),
-                                     'alexnet_nb.transfer.fc7_features': ('your_pictures.html#fc7_features', 'alexnet_nb/transfer.py'),
+                                     'alexnet_nb.transfer.fc6_features': ('your_pictures.html#fc6_features', 'alexnet_nb/transfer.py'),
                                      'alexnet_nb.transfer.learn_classes': ('your_pictures.html#learn_classes', 'alexnet_nb/transfer.py')},
             'alexnet_nb.two_gpus': {}}}

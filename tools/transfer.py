@@ -64,13 +64,15 @@ def read_set(root: Path, folders: dict[str, list[str]]) -> Images:
 @torch.inference_mode()
 def features(classifier: Classifier, images: Images) -> dict[str, Tensor]:
     "What each depth sees of every picture and, below them, of its mirror image: (2 N, features)."
-    parts: dict[str, list[Tensor]] = {"pool5": [], "fc7": [], "fc8": []}
+    parts: dict[str, list[Tensor]] = {"pool5": [], "fc6": [], "fc7": [], "fc8": []}
     for mirrored in (False, True):
         for k in range(0, len(images), 32):
-            x = torch.stack([prepare(images[i], classifier.recipe) for i in range(k, min(k + 32, len(images)))])
+            batch = [prepare(images[i], classifier.recipe) for i in range(k, min(k + 32, len(images)))]
+            x = torch.stack(batch)
             x = classifier.model.features(x.flip(-1) if mirrored else x).flatten(1)
             parts["pool5"].append(x)
-            parts["fc7"].append(x := classifier.model.classifier[:-1](x))
+            parts["fc6"].append(x := classifier.model.classifier[:3](x))
+            parts["fc7"].append(x := classifier.model.classifier[3:-1](x))
             parts["fc8"].append(classifier.model.classifier[-1](x))
     return {name: torch.cat(part).clone() for name, part in parts.items()}
 
@@ -129,13 +131,15 @@ def measure(root: Path, name: str, trained: Classifier) -> dict:
             largest = max(s for s in SIZES if s + 5 <= min(counts))
             mine, unseen = draw(labels, largest, seed)
             mine = mine[:size * len(counts)]  # the same pictures judge every size
-            ways = {f"trained {depth}": told[depth] for depth in told} | {"random fc7": untold["fc7"]}
-            ways |= {"random pool5": untold["pool5"], "pixels": flat}
+            ways = {f"trained {depth}": told[depth] for depth in told}
+            ways |= {"random fc6": untold["fc6"], "pixels": flat}
             for way, x in ways.items():
-                found.setdefault(way, {}).setdefault(str(size), []).append(linear(x, labels, mine, unseen, seed))
+                score = linear(x, labels, mine, unseen, seed)
+                found.setdefault(way, {}).setdefault(str(size), []).append(score)
             score = anew(images, trained.recipe, mine, unseen, EPOCHS[size], seed)
             found.setdefault("from scratch", {}).setdefault(str(size), []).append(score)
-            print(name, seed, size, {way: round(of[str(size)][-1], 3) for way, of in found.items()}, flush=True)
+            last = {way: round(of[str(size)][-1], 3) for way, of in found.items()}
+            print(name, seed, size, last, flush=True)
     return dict(classes=dict(zip(images.classes, counts, strict=True)), unseen=len(unseen), accuracy=found)
 
 

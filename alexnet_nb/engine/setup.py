@@ -28,9 +28,9 @@ from ..base.weights import PRETRAINED
 from ..data import Recipe, colour_statistics, paper_recipe, split, usual_recipe
 from ..model import AlexNet
 from ..train import make_optimizer, make_scheduler
+from . import checkpoint as saved
 from .allocator import reuse_memory
-from .checkpoint import (
-    architecture, build_model, load_classifier, read_checkpoint, stored_classes, stored_recipe)
+from .checkpoint import architecture, build_model, stored_classes, stored_recipe
 from .config import Config, make_config, merge
 from .files import CheckpointFolder
 from .loaders import DeviceLoader, EpochBatches, ImageLoader, PreparedImages, make_loader
@@ -223,7 +223,7 @@ class _Beginning:
 
 def _arguments_of(source: str, path: Path) -> dict:
     "The arguments of `AlexNet` with which a file's network was made."
-    if path.suffix != ".safetensors": return architecture(read_checkpoint(path, mapped=True), source)
+    if path.suffix != ".safetensors": return architecture(saved.read_checkpoint(path, mapped=True), source)
     with safe_open(path, "pt") as file: given = json.loads(file.metadata()["card"])["model"]
     return make_config({"model": given}, source).model.model_dump()
 
@@ -232,7 +232,7 @@ def starting_point(source: str, given: dict) -> tuple[Config, _Beginning]:
     "A config with the network of `source`, for other classes, and what is taken over. Raises `InputError`."
     asked, data = make_config(given), given.get("data") or {}
     path = PRETRAINED / "cifar10.safetensors" if source == "cifar10" else Path(source)
-    found = load_classifier(path, torch.device("cpu"), asked.model.model_dump())
+    found = saved.load_classifier(path, torch.device("cpu"), asked.model.model_dump())
     known, wanted = asked.model.model_dump() | _arguments_of(source, path), given.get("model") or {}
     for key in wanted.keys() - {"num_classes", "dropout", "dropout_place", "init"}:
         if (value := getattr(asked.model, key)) != known[key]:

@@ -1,4 +1,4 @@
-"""A run that begins with another network's weights: what is taken over, what stays frozen, what is refused."""
+"A run that begins with another network's weights: what is taken over, what is frozen, what is refused."
 import json
 import subprocess
 import sys
@@ -31,8 +31,9 @@ def insects(tmp_path_factory):
 
 def of_insects(out, insects, **changes) -> list[str]:
     "The arguments of a tiny run on them; the width is left to the network that it begins with."
-    own = dict(model__width=None, model__num_classes=3, data__dataset="ImageFolder", data__data_dir=str(insects),
-               data__train_images=None, data__val_images=3, data__test_images=3, training__num_epochs=1)
+    own = dict(model__width=None, model__num_classes=3, data__dataset="ImageFolder",
+               data__data_dir=str(insects), data__train_images=None, data__val_images=3,
+               data__test_images=3, training__num_epochs=1)
     return tiny(out, **own | changes)
 
 
@@ -43,7 +44,8 @@ def weights(path) -> dict: return load(path)["model"]
 def tuned(tmp_path_factory, final, insects):
     "A run that began with the tiny network of `final`, its convolutions frozen."
     out = tmp_path_factory.mktemp("tuned")
-    assert train.main(["--start-from", str(final), *of_insects(out, insects, training__freeze="features")]) == 0
+    argv = of_insects(out, insects, training__freeze="features")
+    assert train.main(["--start-from", str(final), *argv]) == 0
     return out / "models" / "alexnet_final.pkl"
 
 
@@ -64,7 +66,8 @@ def test_new_classes_from_a_checkpoint(tuned, final, insects, capsys):
 def test_what_is_frozen_is_not_in_the_optimizer(tuned, final):
     "No momentum, no place in the checkpoint; six parameters learn."
     optimizer = load(tuned)["optimizer"]
-    assert [len(group["params"]) for group in optimizer["param_groups"]] == [3, 3] and len(optimizer["state"]) == 6
+    assert [len(group["params"]) for group in optimizer["param_groups"]] == [3, 3]
+    assert len(optimizer["state"]) == 6
 
 
 @pytest.mark.parametrize("frozen, learning", [("none", 16), ("features", 6), ("all_but_last", 2)])
@@ -84,15 +87,15 @@ def test_what_may_be_frozen(frozen, learning, final, tmp_path):
 def test_it_says_what_it_takes_over(tmp_path, final, insects, no_panels, capsys):
     assert train.main(["--start-from", str(final), *of_insects(tmp_path / "new", insects)]) == 0
     out = capsys.readouterr().out
-    assert f"starts from {final}: all layers but fc8, which is new; pictures are prepared as it was taught; " \
-           "frozen: none\n" in out
+    assert f"starts from {final}: all layers but fc8, which is new; " in out
+    assert "pictures are prepared as it was taught; frozen: none\n" in out
     assert f"{insects}: has no test/ folder; by seed 7, 24 images to train on, 3 for validation, " \
            "3 for the test\n" in out
     argv = ["--start-from", str(final), *tiny(tmp_path / "same", model__width=None, data__recipe="paper",
                                               training__num_epochs=1)]
     assert train.main(argv) == 0
     out = capsys.readouterr().out
-    assert "all layers, fc8 too, for the classes are the same; pictures are prepared as the config says" in out
+    assert "all layers, fc8 too, for the classes are the same; pictures are prepared as the config" in out
     results = json.loads((tmp_path / "same" / "results.json").read_text())
     assert results["chosen"]["started_from"] == str(final)
 
@@ -132,7 +135,7 @@ def test_two_processes_share_a_frozen_network(tmp_path, final, insects):
 
 
 def test_from_the_network_in_the_package(tmp_path, insects, no_panels, capsys):
-    "At full width, fc8 alone: what predicts afterwards is the network in the package with another last layer."
+    "At full width, fc8 alone: what predicts afterwards is that network with another last layer."
     argv = of_insects(tmp_path, insects, training__freeze="all_but_last", training__learning_rate=0.001)
     assert train.main(["--start-from", "cifar10", *argv]) == 0
     assert "starts from cifar10: all layers but fc8" in capsys.readouterr().out
@@ -172,7 +175,8 @@ def test_a_train_folder_alone_is_divided_too(tmp_path):
 def test_too_few_to_divide(tmp_path, insects):
     for name in WASPS:
         (tmp_path / "few" / name).mkdir(parents=True)
-        for i in range(4 if name == "bee" else 9): drawings(1, i)[0].save(tmp_path / "few" / name / f"{i}.png")
+        for i in range(4 if name == "bee" else 9):
+            drawings(1, i)[0].save(tmp_path / "few" / name / f"{i}.png")
     with pytest.raises(engine_setup.InputError, match="bee: holds only 4; without a test/ folder"):
         parts(tmp_path / "few")
 
@@ -196,11 +200,11 @@ def test_refused(tmp_path, final, insects, capsys):
             (["--start-from", "nowhere.safetensors"], "no such file of weights"),
             (["--start-from", str(final), *settings({"model.width": 0.5})], "model.width is 0.5, but"),
             (["--start-from", str(final), *settings({"model.towers": 2})], "model.towers is 2, but"),
-            (["--start-from", "cifar10", *settings({"model.image_dim": 224})], "image_dim is 224, but cifar10"),
+            (["--start-from", "cifar10", *settings({"model.image_dim": 224})], "image_dim is 224, but"),
             (["--start-from", str(next((insects / "bee").iterdir()))], "bee")):
         assert words in said(capsys, [*new, *argv])
-    wrong = said(capsys, [*of_insects(tmp_path / "out", insects, training__freeze="conv"), "--start-from", "cifar10"])
-    assert "training.freeze is 'conv'" in wrong
+    argv = of_insects(tmp_path / "out", insects, training__freeze="conv")
+    assert "training.freeze is 'conv'" in said(capsys, [*argv, "--start-from", "cifar10"])
     assert not (tmp_path / "out").exists()
 
 
@@ -208,7 +212,8 @@ def test_a_checkpoint_without_a_config_will_do(tmp_path, final, insects, no_pane
     "Six keys, `module.` before every name: what other programs leave."
     stored = load(final)
     bare = {f"module.{name}": w for name, w in stored["model"].items()}
-    torch.save(dict(model=bare, epoch=3, total_steps=9, optimizer={}, scheduler={}, seed=1), tmp_path / "bare.pkl")
+    six = dict(model=bare, epoch=3, total_steps=9, optimizer={}, scheduler={}, seed=1)
+    torch.save(six, tmp_path / "bare.pkl")
     argv = of_insects(tmp_path / "out", insects, training__freeze="features")
     assert train.main(["--start-from", str(tmp_path / "bare.pkl"), *argv]) == 0
     found = load(tmp_path / "out" / "models" / "alexnet_final.pkl")
