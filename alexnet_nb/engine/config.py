@@ -73,6 +73,7 @@ class _TrainingConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     linear_baseline: bool = False
+    freeze: Literal["none", "features", "all_but_last"] = "none"
 
 # %% ../../nbs/engine/config.ipynb #95bbefaf
 class _DataConfig(Section):

@@ -19,7 +19,7 @@ from .command import run_command
 from .config import given_values, load_config, make_config, to_yaml
 from .files import check_writable, launch_name, read_held, save_json
 from .processes import find_world, launch, leader, process_group
-from .setup import fit, gpu_ids, options_of, resume_config, run_device
+from .setup import fit, gpu_ids, options_of, resume_config, run_device, starting_point
 
 # %% ../../nbs/engine/train_command.ipynb #86c9a996
 def _minutes(text: str) -> float:
@@ -38,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", "NAME|PATH", "a YAML file, or the name of a config that ships with the library "
         "(default, quick, short, paper)")
     add("--resume", "CKPT", "go on from this checkpoint")
+    add("--start-from", "NET", "begin with the weights of another network, for new classes: cifar10, a "
+        "checkpoint or a .safetensors file")
     add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
     add("--minutes", "MINUTES", "stop after so many minutes, saved, to be resumed", type=_minutes,
         default=math.inf)
@@ -52,11 +54,20 @@ def _to_resume(args: argparse.Namespace, checkpoint_dir: Path) -> str | Path | N
     restarted = world and world.restarts and last.exists() and held.get("launch") == launch_name()
     return last if restarted and last.stat().st_mtime >= held["since"] else args.resume
 
+# %% ../../nbs/engine/train_command.ipynb #16535428
+def _check_start(args: argparse.Namespace) -> None:
+    "Raise `InputError` if a run is told to begin with a network and to go on, or with no network's name."
+    if args.start_from is None: return
+    if not args.start_from.strip():
+        raise InputError("--start-from is empty; give cifar10, a checkpoint or a .safetensors file")
+    if args.resume is not None:
+        raise InputError("--start-from begins a new run and --resume goes on with one; give only one of them")
+
 # %% ../../nbs/engine/train_command.ipynb #9c1ad709
 def _train(args: argparse.Namespace) -> int:
     "The work of `alexnet_train` in one process, alone or of several; the exit code."
     given = given_values(args.config, args.set)
-    cfg, checkpoint = load_config(args.config, args.set), None
+    cfg, checkpoint, begin = load_config(args.config, args.set), None, None
     if path := _to_resume(args, options_of(cfg).checkpoint_dir):
         checkpoint = read_checkpoint(path)
         cfg = resume_config(checkpoint, given)
@@ -64,12 +75,13 @@ def _train(args: argparse.Namespace) -> int:
         if done >= epochs and checkpoint.get("progress", {}).get("finished", True):
             print(f"{path}: already finished, {done} of {epochs} epochs; nothing to do")
             return 0
+    elif args.start_from: cfg, begin = starting_point(args.start_from, given)
     if args.results:
         if Path(args.results).is_dir():
             raise InputError(f"{args.results}: is a folder; --results takes a file")
         check_writable(Path(args.results).parent, where="for --results")
     print(to_yaml(cfg))
-    result = fit(cfg, checkpoint, args.minutes)
+    result = fit(cfg, checkpoint, args.minutes, begin=begin)
     if args.results and leader(): save_json(Path(args.results), result.summary, "--results")
     return result.exit_code
 
@@ -88,6 +100,7 @@ def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
     "`_train` alone, in the group that torchrun started, or in a process of its own for each GPU."
     world = find_world()
     try:
+        _check_start(args)
         cfg = _device_config(args)
         if world is None and len(ids := gpu_ids(cfg)) > 1:
             pick_device(True, ids, 0)  # an id that is not there is said once, here
