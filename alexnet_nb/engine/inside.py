@@ -32,7 +32,7 @@ def _pack(numbers: Tensor, # float, any shape
 
 
 def unpack(packed: dict) -> Tensor:
-    "What <code>_pack</code> packed, float32."
+    "What was packed, as float32."
     whole = np.frombuffer(base64.b64decode(packed["base64"]), f"<i{packed['bits'] // 8}")
     return torch.from_numpy(whole.astype(np.float32)).mul_(packed["scale"]).view(packed["shape"])
 
