@@ -22,7 +22,7 @@ from alexnet_nb.model import AlexNet
 
 OUT = Path(__file__).resolve().parent.parent / "nbs" / "results" / "compress.json"
 RANKS, BITS, EPOCHS = (4, 8, 16, 32, 64), (8, 6, 5, 4, 3), 6
-TAUGHT, HELD, FEW = 20_000, 5000, 1000  # pictures: to teach with, to judge ranks, to judge bits
+TAUGHT, HELD, FEW = 4000, 5000, 1000  # pictures: to teach with, to judge ranks, to judge bits
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:

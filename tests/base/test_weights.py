@@ -255,5 +255,9 @@ def test_the_model_card_says_what_was_measured():
     for way in ("straight, squashed", photos["chosen"]):
         each = photos["ways"][way]["photos"]
         assert f"{each['right']:.0%} of {each['n']}" in card
+    calibration = read_results("calibration")
+    assert calibration
+    errors = (f"{calibration[when]['calibration_error']:.1%}" for when in ("before", "after"))
+    assert " to ".join(errors) in card.replace("\n", " ")
     _, stored = read_weights(SHIPPED, unpack=False)
     assert stored["temperature"] == small["temperature"] and stored["epochs"] == run["epochs_done"]
