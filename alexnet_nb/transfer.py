@@ -50,7 +50,7 @@ def _last_layer(x: Tensor,  # features, float32 (N, features)
         train(last, shuffled, epochs=epochs, optimizer=optimizer)
     with torch.no_grad():
         last.weight /= spread
-        last.bias -= last.weight @ mean
+        last.bias.sub_(last.weight @ mean)
     return last
 
 # %% ../nbs/07_your_pictures.ipynb #4aab6d22
@@ -67,7 +67,7 @@ def learn_classes(classifier: Classifier, # a network that knows other classes
     last = _last_layer(x, y, len(classes), epochs, learning_rate, seed)
     model = copy.deepcopy(classifier.model)
     with torch.no_grad():
-        nn.init.eye_(model.classifier[4].weight)  # fc7 lets everything pass
-        model.classifier[4].bias.zero_()
+        nn.init.eye_(model.get_parameter("classifier.4.weight"))  # fc7 lets everything pass
+        model.get_parameter("classifier.4.bias").zero_()
     model.classifier[-1] = last.to(next(model.parameters()))
     return Classifier(model.eval(), classifier.recipe, classes, classifier.device)

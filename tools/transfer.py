@@ -3,8 +3,8 @@ and writes nbs/results/transfer.json.
 
     python tools/transfer.py FOLDER
 
-FOLDER holds the files of three Debian packages, each unpacked into a folder of its name (`dpkg -x`):
-`tuxpaint-stamps-default`, `pysiogame`, and `gcompris-qt-data`, whose .rcc files are unpacked once more, to
+FOLDER holds the files of two Debian packages, each unpacked into a folder of its name (`dpkg -x`):
+`tuxpaint-stamps-default`, and `gcompris-qt-data`, whose .rcc files are unpacked once more, to
 `gcompris-qt-data/ACTIVITY/...`. No picture is kept; the JSON has numbers only.
 """
 import datetime
@@ -31,7 +31,6 @@ OUT = Path(__file__).resolve().parent.parent / "nbs" / "results" / "transfer.jso
 STAMPS = "tuxpaint-stamps-default/usr/share/tuxpaint/stamps"
 SORTED = "gcompris-qt-data/categorization/gcompris/src/activities/categorization/resource/images"
 SEEN = "gcompris-qt-data/explore_monuments/gcompris/src/activities/explore_monuments/resource"
-DRAWN = "pysiogame/usr/share/games/pysiogame/res/images/art4apps"
 SETS = {  # of each: the folders of its classes
     "photographs": {
         "building": [f"{SORTED}/monuments", *(f"{SEEN}/{land}" for land in
@@ -41,8 +40,6 @@ SETS = {  # of each: the folders of its classes
         "tool": [f"{SORTED}/tools", f"{STAMPS}/household/tools"]},
     "cut-outs": {"flower": [f"{STAMPS}/plants/flowers"], "fruit": [f"{STAMPS}/food/fruit"],
                  "vegetable": [f"{STAMPS}/food/vegetables"]},
-    "cartoons": {"animal": [f"{DRAWN}/animals"], "clothes": [f"{DRAWN}/clothes_n_accessories"],
-                 "food": [f"{DRAWN}/food", f"{DRAWN}/fruit_n_veg"], "person": [f"{DRAWN}/jobs"]},
 }
 SEEDS, SIZES = (0, 1, 2), (10, 30, 100)
 EPOCHS = {10: 60, 30: 30}  # of the network from scratch: as many steps at either size, and no fewer
@@ -135,10 +132,10 @@ def measure(root: Path, name: str, trained: Classifier) -> dict:
             ways |= {"random fc6": untold["fc6"], "pixels": flat}
             for way, x in ways.items():
                 score = linear(x, labels, mine, unseen, seed)
-                found.setdefault(way, {}).setdefault(str(size), []).append(score)
+                found.setdefault(way, {}).setdefault(str(size), []).append(round(score, 3))
             score = anew(images, trained.recipe, mine, unseen, EPOCHS[size], seed)
-            found.setdefault("from scratch", {}).setdefault(str(size), []).append(score)
-            last = {way: round(of[str(size)][-1], 3) for way, of in found.items()}
+            found.setdefault("from scratch", {}).setdefault(str(size), []).append(round(score, 3))
+            last = {way: of[str(size)][-1] for way, of in found.items()}
             print(name, seed, size, last, flush=True)
     return dict(classes=dict(zip(images.classes, counts, strict=True)), unseen=len(unseen), accuracy=found)
 
@@ -146,7 +143,7 @@ def measure(root: Path, name: str, trained: Classifier) -> dict:
 def main(root: Path) -> None:
     trained = load_pretrained("cifar10")
     sets = {name: measure(root, name, trained) for name in SETS}
-    packages = ["gcompris-qt-data", "pysiogame", "tuxpaint-stamps-default"]
+    packages = ["gcompris-qt-data 3.1-2", "tuxpaint-stamps-default 2022.06.04-1"]
     about = dict(date=datetime.date.today().isoformat(), device=describe_device(torch.device("cpu")),
                  versions=versions(), packages=packages, seeds=list(SEEDS))
     OUT.write_text(json.dumps(about | dict(sets=sets), indent=1) + "\n", encoding="utf-8")

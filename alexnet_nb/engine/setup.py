@@ -249,7 +249,7 @@ def _take_over(model: AlexNet, begin: _Beginning, classes: tuple[str, ...], froz
     same = begin.classes == classes
     kept = {name: w for name, w in begin.weights.items() if same or not name.startswith("classifier.6.")}
     model.load_state_dict(kept, strict=same)
-    layers = "all layers, fc8 too, for the classes are the same" if same else "all layers but fc8, which is new"
+    layers = "all layers, fc8 too, for the classes are the same" if same else "all layers but fc8"
     prepared = "as it was taught" if begin.recipe else "as the config says"
     print(f"starts from {begin.name}: {layers}; pictures are prepared {prepared}; frozen: {frozen}")
 
@@ -297,7 +297,8 @@ def fit(cfg: Config,
         begin: _Beginning | None = None  # see `starting_point`
        ) -> Result:
     "Train to the end, or until told to stop. Raises `InputError` before work begins, `RunError` after."
-    return train_to_the_end(options_of(cfg), lambda: start(cfg, checkpoint, begin), minutes, max_steps, show_bar)
+    def make() -> Run: return start(cfg, checkpoint, begin)
+    return train_to_the_end(options_of(cfg), make, minutes, max_steps, show_bar)
 
 # %% ../../nbs/engine/setup.ipynb #63b5b200
 _MAY_CHANGE = {"training.num_epochs", "training.checkpoint_minutes", "data.data_dir", "data.download",

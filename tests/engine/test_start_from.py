@@ -87,7 +87,7 @@ def test_what_may_be_frozen(frozen, learning, final, tmp_path):
 def test_it_says_what_it_takes_over(tmp_path, final, insects, no_panels, capsys):
     assert train.main(["--start-from", str(final), *of_insects(tmp_path / "new", insects)]) == 0
     out = capsys.readouterr().out
-    assert f"starts from {final}: all layers but fc8, which is new; " in out
+    assert f"starts from {final}: all layers but fc8; " in out
     assert "pictures are prepared as it was taught; frozen: none\n" in out
     assert f"{insects}: has no test/ folder; by seed 7, 24 images to train on, 3 for validation, " \
            "3 for the test\n" in out
