@@ -38,7 +38,7 @@ def _checked(c: Classifier) -> Classifier:
     return c
 
 # %% ../nbs/05_inference.ipynb #bfd1fea2
-def load_pretrained(name: str | Path = "cifar10",      # or a file that `write_weights` has written
+def load_pretrained(name: str | Path = "cifar10",      # or a file of such weights
                     device: torch.device | None = None # None: the CPU
                    ) -> Classifier:
     "A trained network that comes with the library, ready to predict. Raises `InputError` for a damaged file."
