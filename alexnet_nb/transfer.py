@@ -40,17 +40,15 @@ def _last_layer(x: Tensor,  # features, float32 (N, features)
                 y: Tensor,  # int64 (N,)
                 classes: int, epochs: int = 30, learning_rate: float = 0.001, seed: int = 0) -> nn.Linear:
     "A linear layer that tells the classes apart by these features."
-    mean, spread = x.mean(0), x.std(0)
-    spread = (spread + 0.1 * x.std()).clamp(min=1e-12)  # the rarely active ones are not to drown the others
+    mean, spread = x.mean(0), (x.std(0) + 0.1 * x.std()).clamp(min=1e-12)  # the rarely active stay small
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         last = nn.Linear(x.shape[1], classes)
         shuffled = DataLoader(TensorDataset((x - mean) / spread, y), 32, shuffle=True)
         optimizer = optim.AdamW(last.parameters(), lr=learning_rate, weight_decay=0.01)
         train(last, shuffled, epochs=epochs, optimizer=optimizer)
-    with torch.no_grad():
-        last.weight /= spread
-        last.bias.sub_(last.weight @ mean)
+    last.weight.data /= spread
+    last.bias.data -= last.weight.data @ mean
     return last
 
 # %% ../nbs/07_your_pictures.ipynb #4aab6d22
@@ -58,16 +56,14 @@ def learn_classes(classifier: Classifier, # a network that knows other classes
                   images: Images,         # with the new ones, from each some ten pictures at least
                   epochs: int = 30, learning_rate: float = 0.001, seed: int = 0) -> Classifier:
     "The same network with a new last layer, after fc6, for the classes of these images. Raises `InputError`."
-    classes, found = images.classes, {*images.labels.tolist()}
+    classes, lacking = images.classes, {*range(len(images.classes))} - {*images.labels.tolist()}
     if len(classes) < 2: raise InputError("there is only one class; give pictures of two or more")
-    if lacking := [name for i, name in enumerate(classes) if i not in found]:
-        raise InputError(f"the class {lacking[0]!r} has no picture; give some, or take it from the classes")
+    if lacking: raise InputError(f"the class {classes[min(lacking)]!r} has no picture; give some, or drop it")
     x = torch.cat([fc6_features(classifier, images, mirrored) for mirrored in (False, True)])
-    y = torch.from_numpy(images.labels).long().repeat(2)
-    last = _last_layer(x, y, len(classes), epochs, learning_rate, seed)
+    labels = torch.from_numpy(images.labels).long().repeat(2)
+    last = _last_layer(x, labels, len(classes), epochs, learning_rate, seed)
     model = copy.deepcopy(classifier.model)
-    with torch.no_grad():
-        nn.init.eye_(model.get_parameter("classifier.4.weight"))  # fc7 lets everything pass
-        model.get_parameter("classifier.4.bias").zero_()
+    nn.init.eye_(model.get_parameter("classifier.4.weight"))  # fc7 lets everything pass
+    nn.init.zeros_(model.get_parameter("classifier.4.bias"))
     model.classifier[-1] = last.to(next(model.parameters()))
     return Classifier(model.eval(), classifier.recipe, classes, classifier.device)

@@ -135,8 +135,8 @@ def _all_nodes(graph: _Graph, classifier: Classifier) -> None:
 
 # %% ../../nbs/engine/export.ipynb #b500bcca
 _PICTURE = ("RGB, float32 (N, 3, size, size), values 0 to 255, rows from top to bottom. Turn the picture as "
-            "its EXIF says. If the recipe has a `first_to` and both sides are longer, resize it to that square "
-            "first; then to size x size. Both by a bilinear filter that averages where it shrinks.")
+            "its EXIF says. If the recipe has a `first_to` and both sides are longer, resize it to that "
+            "square first; then to size x size. Both by a bilinear filter that averages where it shrinks.")
 
 
 def _card(classifier: Classifier) -> dict:
