@@ -30,8 +30,8 @@ def fc6_features(classifier: Classifier,
     for k in range(0, len(images), 32):
         batch = [prepare(images[i], classifier.recipe) for i in range(k, min(k + 32, len(images)))]
         x = torch.stack(batch).to(next(model.parameters()))
-        x = model.features(pad_input(x.flip(-1) if mirrored else x, model.image_dim)).flatten(1)
-        x = model.classifier[:3](x)                          # fc6 and its ReLU
+        x = pad_input(x.flip(-1) if mirrored else x, model.image_dim)
+        x = model.classifier[:3](model.features(x).flatten(1))  # fc6 and its ReLU
         parts.append(model.classifier[5](x).float().cpu())   # fc7's ReLU: changes nothing, see below
     return torch.cat(parts).clone()
 
@@ -40,8 +40,7 @@ def _last_layer(x: Tensor,  # features, float32 (N, features)
                 y: Tensor,  # int64 (N,)
                 classes: int, epochs: int = 30, learning_rate: float = 0.001, seed: int = 0) -> nn.Linear:
     "A linear layer that tells the classes apart by these features."
-    mean, spread = x.mean(0), x.std(0)
-    spread = (spread + 0.1 * x.std()).clamp(min=1e-12)  # the rarely active ones are not to drown the others
+    mean, spread = x.mean(0), (x.std(0) + 0.1 * x.std()).clamp(min=1e-12)  # rare ones are not to drown all
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         last = nn.Linear(x.shape[1], classes)
