@@ -7,9 +7,11 @@ from typing import Any
 # What most programs need, fetched when it is asked for: importing the package loads nothing.
 _HOMES = {
     "AlexNet": "model", "LocalResponseNorm": "lrn", "layer_table": "model",
-    "drawings": "data", "read_cifar10": "data", "read_folder": "data", "Recipe": "data", "Batches": "data",
+    "drawings": "data", "read_cifar10": "data", "read_folder": "data", "open_rgb": "data",
+    "Recipe": "data", "Batches": "data",
     "evaluate": "train", "make_optimizer": "train", "train_step": "train",
-    "Classifier": "inference", "predict": "inference", "load_classifier": "engine.checkpoint",
+    "Classifier": "inference", "load_pretrained": "inference", "predict": "inference",
+    "learn_classes": "transfer", "load_classifier": "engine.checkpoint",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

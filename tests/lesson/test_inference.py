@@ -1,5 +1,6 @@
 "How far to believe a probability: bins, their error, and what is stored of the network in the package."
 import math
+import re
 import sys
 
 import numpy as np
@@ -103,3 +104,10 @@ def test_the_tool_measures_what_the_network_says(tmp_path, monkeypatch):
     p, right = torch.stack([sure, 1 - sure], 1), torch.tensor([False, False, True, True])
     assert tool.chosen(p, right) == 0.65 and math.isclose(tool.WANTED, 0.9)
     sys.modules.pop("calibration")
+
+
+def test_the_lines_of_the_readme_name_a_cat(monkeypatch, capsys):
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
+    assert capsys.readouterr().out == "cat\n"
