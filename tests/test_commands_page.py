@@ -238,6 +238,8 @@ def tiny_version(args: list[str]) -> list[str]:
     own = ("data.dataset", "data.train_images") if "my.yaml" in args else ()
     args = [re.sub(r"^(training\.num_epochs)=\d+$", r"\1=3", arg) for arg in args]
     args = [arg.replace("=/content/drive/MyDrive", "=drive") for arg in args]
+    args = ["path/to/checkpoint.pkl" if before == "--start-from" else arg  # of the tiny run that was stopped
+            for before, arg in zip(["", *args], args, strict=False)]
     return [*settings({key: value for key, value in TINY.items() if key not in own}), *args]
 
 

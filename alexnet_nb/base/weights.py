@@ -36,9 +36,11 @@ def _digest(tensors: dict[str, Tensor], card: str) -> str:
 def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
     "Store tensors, named as above, and a card that JSON can hold; a file of that name stays until then."
     text, part = json.dumps(card), Path(f"{path}.part")
-    part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()},
-                          {"card": text, "digest": _digest(tensors, text)}))
-    os.replace(part, path)
+    try:
+        part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()},
+                              {"card": text, "digest": _digest(tensors, text)}))
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
 
 # %% ../../nbs/base/weights.ipynb #4a9134ba
 PRETRAINED = Path(str(files("alexnet_nb"))) / "weights"  # the networks that come with the library

@@ -176,7 +176,7 @@ def _write_recipe(path: Path, first_to: int) -> None:
     tensors, card = read_weights(path, unpack=False)
     write_weights(path, tensors, card | {"recipe": asdict(recipe)})
 
-
+# %% ../../nbs/engine/compress.ipynb #230a2174
 def _work(args: argparse.Namespace) -> int:
     "The command's work; the exit code."
     if not args.checkpoint:

@@ -253,6 +253,15 @@ def _take_over(model: AlexNet, begin: _Beginning, classes: tuple[str, ...], froz
     prepared = "as it was taught" if begin.recipe else "as the config says"
     print(f"starts from {begin.name}: {layers}; pictures are prepared {prepared}; frozen: {frozen}")
 
+# %% ../../nbs/engine/setup.ipynb #d9f0503e
+def _choices(dtype: torch.dtype, channels_last: bool, workers: bool,
+             begin: _Beginning | None) -> dict[str, str]:
+    "What was chosen for a run, as its results tell it."
+    found = dict(precision=next(name for name, kind in PRECISIONS.items() if kind == dtype),
+                 layout="channels_last" if channels_last else "contiguous",
+                 loader="workers" if workers else "device")
+    return found | ({"started_from": begin.name} if begin else {})
+
 # %% ../../nbs/engine/setup.ipynb #9694da94
 def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None = None) -> Run:
     "A run at its beginning, with another network's weights or new ones, or where a checkpoint left it."
@@ -260,10 +269,7 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     dtype, images = pick_precision(d.precision, device), by_leader(lambda: _load_data(cfg), then_all=True)
     if checkpoint: _check_stored_classes(checkpoint, images[0].classes, str(cfg.data.data_dir))
     pixels = by_leader(lambda: _fitting_pixels(images, device, cfg.data.loader), then_all=True)
-    precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
-    choices = {"precision": precision, "layout": "channels_last" if d.channels_last else "contiguous",
-               "loader": "workers" if pixels is None else "device"}
-    if begin: choices["started_from"] = begin.name
+    choices = _choices(dtype, d.channels_last, pixels is None, begin)
     computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms
     set_seed(options.seed)

@@ -508,8 +508,8 @@ def test_any_name_survives_json_and_csv(names, error):
     out = io.StringIO(newline="")
     engine_predict_command._write_csv(rows, classes, out)
     table = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
-    assert (table[0] == ["path", "prediction", *classes, "error"] and [row[0] for row in table[1:]] == names
-            and table[1][-1] == error)
+    assert (table[0] == ["path", "prediction", *classes, "unsure", "error"]
+            and [row[0] for row in table[1:]] == names and table[1][-1] == error)
     for row in rows[1:]:
         text = engine_predict_command._format_prediction(row, classes, None)
         assert all(line.isprintable() for line in text.split("\n"))
@@ -528,7 +528,8 @@ def test_json_is_written_as_it_comes_and_as_before(monkeypatch):
     def as_dict(p):
         if p.error: return dict(path=p.path, error=p.error)
         ranked = p.ranked(("x", "y"))
-        return dict(path=p.path, prediction=ranked[0][0], probabilities=dict(ranked))
+        unsure = ranked[0][1] < inference.UNSURE_BELOW
+        return dict(path=p.path, prediction=ranked[0][0], unsure=unsure, probabilities=dict(ranked))
     for some in (rows, rows[:1], []):
         out, seen = io.StringIO(), []
         engine_predict_command._write_json(coming(some, out, seen), ("x", "y"), out)
