@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     passed, failed = notebooks_as_tests(flags, env | {"OMP_NUM_THREADS": threads})
 
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(JOBS), "--dist", "loadfile",
+               "--no-loadscope-reorder",  # files of few tests are often the long ones: not all of them last
                *(["--flags", *flags] if flags else [])]
     run = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     print(run.stdout, flush=True)
