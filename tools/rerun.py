@@ -64,6 +64,7 @@ PICTURES = "cifar10"   # the tag of a cell that shows real pictures
 
 # Notebooks that only have to run, in the short form that tests use: none, but a machine may name some.
 NOT_YET: set[str] = set()
+OF_THE_CLONE = {"instructor"}  # counts the words of the other pages: stays beside them even with --alone
 
 
 @dataclass
@@ -268,7 +269,8 @@ def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False, again: boo
     """The notebook with new outputs, the numbers of the cells that ran, and what went wrong. A kernel that
     does not answer within TIMEOUT is started once more, and a line says so."""
     notebook, ran, number, cell = nbformat.read(path, 4), [], 0, {}
-    folder = tempfile.mkdtemp() if os.environ.get("ALEXNET_NB_ALONE") else str(path.resolve().parent)
+    alone = os.environ.get("ALEXNET_NB_ALONE") and path.stem not in OF_THE_CLONE
+    folder = tempfile.mkdtemp() if alone else str(path.resolve().parent)
     client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False,
                             extra_arguments=["--IPKernelApp.log_level=ERROR"],
                             resources={"metadata": {"path": folder}})
@@ -287,7 +289,7 @@ def execute(path: Path, flags=(), jobs: int = 1, smoke: bool = False, again: boo
         lines = normal(str(e)).strip().splitlines() or [type(e).__name__]
         return notebook, ran, f"{label(number, cell)} fails: {lines[-1][:300]}"
     finally:
-        if os.environ.get("ALEXNET_NB_ALONE"): shutil.rmtree(folder, ignore_errors=True)
+        if alone: shutil.rmtree(folder, ignore_errors=True)
     return notebook, ran, ""
 
 
