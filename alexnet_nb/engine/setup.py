@@ -274,9 +274,8 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms
     set_seed(options.seed)
     model, recipe = _network(cfg, checkpoint, device), _recipe(cfg, checkpoint, images[0])
-    if begin:
-        _take_over(model, begin, images[0].classes, t.freeze)
-        recipe = begin.recipe or recipe
+    if begin: _take_over(model, begin, images[0].classes, t.freeze)
+    if begin and begin.recipe: recipe = begin.recipe
     optimizer = _optimizer_of(cfg, model)
     pin = cfg.data.pin_memory and device.type == "cuda"
     train, val, test = _make_loaders(cfg, images, recipe, pin, pixels)
