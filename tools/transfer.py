@@ -145,7 +145,8 @@ def main(root: Path) -> None:
     sets = {name: measure(root, name, trained) for name in SETS}
     packages = ["gcompris-qt-data 3.1-2", "tuxpaint-stamps-default 2022.06.04-1"]
     about = dict(date=datetime.date.today().isoformat(), device=describe_device(torch.device("cpu")),
-                 versions=versions(), packages=packages, seeds=list(SEEDS))
+                 versions=versions(), packages=packages, seeds=list(SEEDS),
+                 first_to=trained.recipe.first_to)  # to this side first, as the card of the network has it
     OUT.write_text(json.dumps(about | dict(sets=sets), indent=1) + "\n", encoding="utf-8")
 
 
