@@ -12,11 +12,12 @@ import functools
 import json
 import math
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -94,6 +95,7 @@ class _Lab:
     device: torch.device
     root: Path | None      # holds CIFAR-10; None: drawings
     flag: StopFlag
+    whole: bool = True     # all arms, not some of them
 
     @functools.cached_property
     def train(self) -> Pictures:
@@ -401,7 +403,7 @@ def _run_experiment(lab: _Lab, seeds: list[int] | None = None) -> int:
         print(f"stopped ({stop}); the same command goes on from the last whole epoch")
         return stop.code
     _note(lab)
-    _forget(lab.folder)
+    if lab.whole: _forget(lab.folder)
     print(f"done: {len(lab.results['trials'])} trials in {lab.file}")
     return 0
 
@@ -413,12 +415,13 @@ def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_experiment`."
     kept = "stop after so many, saved; the same command goes on"
     about = "Run one of the paper's CIFAR-10 experiments, or go on with it."
-    scales = "tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU"
+    scales = "tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU; gpu: full, but shorter"
     results = f"the JSON file (default: nbs/results/NAME.json in a clone, else {_OUTPUT}/NAME.json)"
     parser = argparse.ArgumentParser("alexnet_experiment", description=about)
     add = parser.add_argument
     add("name", choices=EXPERIMENTS, help="which")
-    add("--scale", choices=("tiny", "cpu", "full"), default="tiny", help=scales)
+    add("--scale", choices=("tiny", "cpu", "gpu", "full"), default="tiny", help=scales)
+    add("--arms", nargs="+", metavar="ARM", help="only these arms, so that several processes can share one")
     add("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the experiment's own")
     add("--data", metavar="DIR", default="alexnet_data_in", help="holds CIFAR-10 (default: %(default)s)")
     add("--results", metavar="FILE", help=results)
@@ -431,19 +434,33 @@ def _parser() -> argparse.ArgumentParser:
 def _default_file(name: str, scale: str) -> Path:
     "Where results go unless told: beside the notebooks in a clone, but never those of drawings."
     if scale == "tiny": return Path(_OUTPUT) / f"{name}-tiny.json"
-    return Path("nbs/results" if Path("nbs/results").is_dir() else _OUTPUT) / f"{name}.json"
+    longer = "" if scale == "cpu" else f"_{scale}"
+    return Path("nbs/results" if Path("nbs/results").is_dir() else _OUTPUT) / f"{name}{longer}.json"
 
 # %% ../../nbs/claims/experiment.ipynb #b1d6940d
+def _chosen(args: argparse.Namespace) -> Experiment:
+    "The experiment, with the arms that were asked for. Raises `InputError` for what it has not."
+    scales = EXPERIMENTS[args.name]
+    if args.scale not in scales:
+        raise InputError(f"--scale {args.scale}: {args.name} has {', '.join(scales)}; choose from these")
+    experiment = scales[args.scale]
+    for arm in args.arms or []:
+        if arm not in experiment.arms:
+            raise InputError(f"--arms {arm}: {args.name} has {', '.join(experiment.arms)}; choose from these")
+    return replace(experiment, arms={arm: experiment.arms[arm] for arm in args.arms or experiment.arms})
+
+
 def _command(args: argparse.Namespace) -> str:
     "The command that repeats these results, without this machine's folders."
     seeds = f" --seeds {' '.join(map(str, args.seeds))}" if args.seeds else ""
+    if args.arms: seeds = f" --arms {shlex.join(args.arms)}{seeds}"
     data = "" if args.scale == "tiny" else f" --data {Path(args.data).name}"
     return f"alexnet_experiment {args.name} --scale {args.scale}{seeds}{data}"
 
 # %% ../../nbs/claims/experiment.ipynb #35994562
 def _experiment(args: argparse.Namespace) -> int:
     "The work of `alexnet_experiment`; the exit code."
-    began, experiment = time.monotonic(), EXPERIMENTS[args.name][args.scale]
+    began, experiment = time.monotonic(), _chosen(args)
     if not args.minutes > 0: raise InputError(f"--minutes {args.minutes:g}: give a number above 0")
     if min(args.seeds or [0]) < 0: raise InputError(f"--seeds {min(args.seeds)}: a seed is 0 or more")
     root = None if args.scale == "tiny" else Path(args.data)
@@ -459,7 +476,8 @@ def _experiment(args: argparse.Namespace) -> int:
     results = _open_results(file, folder, mine, _command(args), device)
     flag = StopFlag(began + 60 * args.minutes)
     with lock_folders(folder):
-        return _run_experiment(_Lab(experiment, results, file, folder, device, root, flag), seeds)
+        lab = _Lab(experiment, results, file, folder, device, root, flag, whole=not args.arms)
+        return _run_experiment(lab, seeds)
 
 # %% ../../nbs/claims/experiment.ipynb #b1daef1f
 def main(argv: list[str] | None = None) -> int:

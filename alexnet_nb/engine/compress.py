@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base.device import pick_device
 from ..base.errors import InputError
 from ..base.results import versions
 from ..base.weights import read_weights, write_weights
@@ -90,7 +91,7 @@ def teach(head: nn.Module,
           teacher: Tensor,        # (N, C), the full network's logits for them
           epochs: int = 6, learning_rate: float = 3e-4, batch_size: int = 128, seed: int = 0) -> None:
     "Train the head until it says what the teacher says."
-    wanted = teacher.softmax(1)
+    wanted = teacher.softmax(1).to(next(head.parameters()).device)
     def divergence(logits, part): return F.kl_div(logits.log_softmax(1), wanted[part], reduction="batchmean")
     optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
@@ -101,7 +102,8 @@ def teach(head: nn.Module,
 @torch.no_grad()
 def logits_of(head: nn.Module, features: Tensor) -> Tensor:
     "(N, C), without dropout."
-    return torch.cat([head.eval()(part.float()) for part in features.split(1000)])
+    device = next(head.parameters()).device
+    return torch.cat([head.eval()(part.float().to(device)).cpu() for part in features.split(1000)])
 
 # %% ../../nbs/engine/compress.ipynb #9b1935d7
 def fit_temperature(logits: Tensor, # (N, C)
@@ -157,7 +159,8 @@ def compress(classifier: Classifier, # whose convolutions are rounded in place
     head, features = narrow_head(full, rank), pool5(classifier, images)
     teach(head, features, logits_of(full, features), epochs)
     judged, labels = pool5(classifier, held_out), torch.from_numpy(held_out.labels)
-    return tensors | _narrow_tensors(head), dict(
+    stored = {name: tensor.cpu() for name, tensor in (tensors | _narrow_tensors(head)).items()}
+    return stored, dict(
         recipe=asdict(classifier.recipe), classes=classifier.classes,
         temperature=fit_temperature(logits_of(head, judged), labels))
 
@@ -184,7 +187,7 @@ def _work(args: argparse.Namespace) -> int:
         return 0
     if not args.data_dir: raise InputError("--data-dir is missing; name the folder of CIFAR-10")
     if args.rank < 1: raise InputError(f"--rank is {args.rank}; it must be at least 1")
-    full = load_classifier(args.checkpoint, torch.device("cpu"))
+    full = load_classifier(args.checkpoint, pick_device())
     full = replace(full, recipe=replace(full.recipe, first_to=args.first_to or None))
     checkpoint = read_checkpoint(args.checkpoint, mapped=True)
     seed = checkpoint.get("seed", 42)

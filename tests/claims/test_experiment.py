@@ -84,7 +84,7 @@ def trial(*errors: float, arm: str = "relu 0.001", seed: int = 0, stopped: str |
 
 def test_ablations_change_one_thing_each():
     for scale, e in claims_plans.EXPERIMENTS["ablations"].items():
-        assert e.arms["base"] == {} and len(e.arms) == (12 if scale == "cpu" else 14)
+        assert e.arms["base"] == {} and len(e.arms) == (12 if scale in ("cpu", "gpu") else 14)
         for arm, own in e.arms.items(): assert len(own) == (arm != "base"), arm
         for arm in e.arms:
             lab = claims_experiment._Lab(e, {}, Path("r.json"), Path("states"), torch.device("cpu"), None,
@@ -176,8 +176,8 @@ def test_edge_of_the_grid():
         assert found["relu"]["at_edge"] == at_edge, best
 
 
-@pytest.mark.parametrize("name, scale", [(n, s) for n in claims_plans.EXPERIMENTS
-                                         for s in ("tiny", "cpu", "full")])
+@pytest.mark.parametrize("name, scale", [(n, s) for n, scales in claims_plans.EXPERIMENTS.items()
+                                         for s in scales])
 def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
     e, trials, order = claims_plans.EXPERIMENTS[name][scale], [], []
     while task := claims_plans.next_trial(e, trials):
@@ -196,6 +196,25 @@ def test_one_seed_of_all_arms_comes_before_a_second_of_any(name, scale):
         over = e.race == e.base["epochs"]
         assert (len(order) == len(e.arms) + families * (len(e.seeds) - over)
                 and all(t[2] == e.base["epochs"] for t in order[len(e.arms):]))
+
+
+def test_arms_by_themselves_give_the_same_numbers_and_spare_the_others_states(known, monkeypatch, capsys):
+    assert run("pair", "--seeds", "0", file="whole.json", folder="a") == 0
+    def stop_after_an_epoch(lab, note=claims_experiment._note):
+        note(lab)
+        lab.flag.signal = signal.SIGTERM
+    with monkeypatch.context() as m:
+        m.setattr(claims_experiment, "_note", stop_after_an_epoch)
+        assert run("pair", "--seeds", "0", "--arms", "11pct") == 143
+    assert run("pair", "--seeds", "0", "--arms", "13pct") == 0
+    assert [*Path("states").rglob("*.pkl")], "the state of 11pct is still there"
+    assert read()["command"] == "alexnet_experiment pair --scale tiny --arms 13pct --seeds 0"
+    assert run("pair", "--seeds", "0", "--arms", "11pct") == 0
+    def by_arm(file): return {t["arm"]: t for t in read(file)["trials"]}
+    assert by_arm("r.json") == by_arm("whole.json") and len(by_arm("r.json")) == 2
+    assert run("pair", "--arms", "12pct") == 2 and run("pair", "--scale", "gpu") == 2
+    said = capsys.readouterr().err
+    assert "--arms 12pct: pair has 13pct, 11pct" in said and "--scale gpu: pair has tiny" in said
 
 
 # --- exact resumption
@@ -356,6 +375,7 @@ def test_default_place(monkeypatch):
     assert place("ablations", "cpu") == Path("alexnet_data_out/experiments/ablations.json")
     Path("nbs/results").mkdir(parents=True)
     assert place("ablations", "cpu") == Path("nbs/results/ablations.json")
+    assert place("ablations", "gpu") == Path("nbs/results/ablations_gpu.json")
     assert "nbs" not in place("ablations", "tiny").parts, "drawings must not pass for results"
 
 
