@@ -1,19 +1,24 @@
 """The one command for a GPU, without one: all of it small, with a fault planted, and its way back."""
+import ast
 import builtins
 import dis
 import json
+import re
 import shutil
 import subprocess
+import symtable
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from common import ROOT
+from alexnet_nb.base import results as results_module
+from common import NBS, ROOT
 
 sys.path.append(str(ROOT / "tools"))
 import on_gpu
+from notebooks import read_cells
 from on_gpu import Part, Session, flagged_cells, join_trials, merge, names_of, run_parts, try_parts
 
 ABOUT = dict(date="2026-01-01", device="cuda:0 (made up)", dry=False, minutes=1, versions={})
@@ -122,7 +127,7 @@ def experiment(name: str, scale: str, trials: list[dict]) -> dict:
     e = EXPERIMENTS[name][scale]
     return _identity(name, scale, "JPEG copy of CIFAR-10") | dict(
         rule=e.rule, shortened=e.shortened, device="cuda:0 (made up)", chosen={}, trials=trials, command="",
-        date="2026-01-01", versions={}, threads=1)
+        date="2026-01-01", versions=dict(torch="2.11.0"), threads=1)
 
 
 def trial(arm: str, seed: int, *errors: float, finished: bool = True, test: float | None = None) -> dict:
@@ -185,3 +190,103 @@ def test_merging_twice_changes_nothing(tmp_path, places):
     first = (places[0] / "lrn_13_to_11_full.json").read_bytes()
     merge(folder, *places)
     assert (places[0] / "lrn_13_to_11_full.json").read_bytes() == first
+
+
+# --- the pages, after it
+
+def code_of(page: str) -> list[str]:
+    "A page's code cells, without magics."
+    cells = read_cells(NBS / f"{page}.ipynb", "code")
+    return [re.sub(r"^[!%].*", "", cell["source"], flags=re.M) for cell in cells]
+
+
+def defined(source: str) -> set[str]:
+    "The names that a cell gives a meaning to."
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            found |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return found
+
+
+def wanted(source: str) -> set[str]:
+    "The names that a cell takes from elsewhere."
+    top = symtable.symtable(source, "cell", "exec")
+    own = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+    found, scopes = set(), [top]
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        found |= {s.get_name() for s in scope.get_symbols()
+                  if s.is_referenced() and (scope is top or s.is_global())}
+    return found - own
+
+
+def space_for(page: str, last: str) -> dict:
+    "What `last`, a cell of a page or a call, finds on the page; only the cells are run that it needs."
+    cells = code_of(page)
+    if last in cells: cells = cells[:cells.index(last)]
+    needed, todo = set(), [last]
+    while todo:
+        for name in wanted(todo.pop()):
+            where = max((i for i, source in enumerate(cells) if name in defined(source)), default=None)
+            if where is not None and where not in needed:
+                needed.add(where)
+                todo.append(cells[where])
+    space: dict = {}
+    for i in sorted(needed): exec(compile(cells[i], page, "exec"), space)
+    return space
+
+
+def shown(last: str, space: dict) -> str:
+    "What a cell or a call shows."
+    *body, end = ast.parse(last).body
+    exec(compile(ast.Module(body, []), "cell", "exec"), space)
+    value = eval(compile(ast.Expression(end.value), "cell", "eval"), space)
+    return getattr(value, "data", str(value))
+
+
+def made_up() -> dict:
+    "What a session on a GPU might bring."
+    from alexnet_nb.claims.plans import EXPERIMENTS
+    arms = EXPERIMENTS["relu_vs_tanh"]["full"].arms
+    relu, tanh = (.5, .24), (.5, .4, .3, .24)
+    race = [trial(arm, 0, *(relu if own["activation"] == "relu" else tanh)) for arm, own in arms.items()]
+    seeds = [trial(arm, seed, *errors) for seed in (1, 2) for arm, errors in (("relu 0.000125", relu),
+                                                                             ("tanh 0.000125", tanh))]
+    pairs = [trial(arm, seed, .2, .1, test=test) for seed in range(3)
+             for arm, test in (("13pct", .13), ("11pct_first, 160 epochs", .11))]
+    rows = [trial(arm, seed, .2, test=test + seed / 1000) | dict(parameters=1, macs=1)
+            for seed in range(2) for arm, test in (("base", .2), ("no LRN", .25))]
+    return {"relu.json": experiment("relu_vs_tanh", "full", race + seeds),
+            "lrn.json": experiment("lrn_13_to_11", "full", pairs),
+            "ablations.json": experiment("ablations", "gpu", rows)}
+
+
+# A page, and a part of one of its cells (on the errata's page a call): what it then says.
+PAGES = {
+    ("claims/relu_vs_tanh", "Markdown(in_full(full)"): "Every tanh run took longer than every ReLU run",
+    ("claims/lrn_13_to_11", "full else status(None"): "the mean change is -2.00 points",
+    ("claims/ablations", 'longer = read_results("ablations_gpu")'): "Outside: no LRN (-5.0)",
+    ("engine/speed", "told_of_gpu(read_results"): "cuda:0 (made up), 2026-01-01",
+    ("claims/errata", "figure_1()"): "**2.0 times**",
+    ("claims/errata", "thirteen_to_eleven()"): "after 160 epochs 13.0 % without, 11.0 % with",
+    ("claims/errata", 'without("no LRN")'): "+5.0 points of test error', True",
+}
+
+
+def test_a_merge_changes_the_pages_that_show_it(tmp_path, places, monkeypatch):
+    monkeypatch.setattr(results_module, "_PACKAGE", tmp_path)
+    cells = {(page, part): part if page == "claims/errata" else
+             next(source for source in code_of(page) if part in source) for page, part in PAGES}
+    spaces = {key: space_for(key[0], cells[key]) for key in PAGES}
+    before = {key: shown(cells[key], spaces[key]) for key in PAGES}
+    merge(report(tmp_path, made_up()), *places)
+    after = {key: shown(cells[key], spaces[key]) for key in PAGES}
+    for key, words in PAGES.items():
+        assert words not in before[key] and words in after[key], (key, before[key], after[key])
+    assert sum("ot yet run" in text for text in before.values()) == 4
+    assert not any("ot yet run" in text for text in after.values())

@@ -5,7 +5,7 @@
     python tools/on_gpu.py --merge DIR                                        what came back, into nbs/results
 
 Every part is a process of its own. In the first minute each is tried for a few steps, and what is broken is
-printed; then they run in the order of PARTS, side by side where they do not fill the device, until time is up.
+printed; then they run in the order of PARTS, side by side where they do not fill the device, till time is up.
 DIR gets three files, whole at any time: on_gpu.json (how each part ended, and the JSON that it wrote),
 log.txt and the compressed network. --data is a folder with CIFAR-10, or a tar archive of one. Where the
 machine lacks packages, --wheels names a folder that has them.
@@ -440,6 +440,7 @@ def merge(folder: Path, results: Path = RESULTS, weights: Path = WEIGHTS) -> lis
         shutil.copy(network, packaged)
         put("compress.json", old | new)
         put("cifar10.json", files["cifar10_gpu.json"])
+        if views := files.get("ten_views_gpu.json"): put("ten_views.json", views)
         written.append(packaged)
     return written
 
