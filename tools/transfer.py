@@ -8,7 +8,9 @@ FOLDER holds the files of two Debian packages, each unpacked into a folder of it
 `gcompris-qt-data/ACTIVITY/...`. No picture is kept; the JSON has numbers only.
 """
 import datetime
+import gzip
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +45,12 @@ SETS = {  # of each: the folders of its classes
 }
 SEEDS, SIZES = (0, 1, 2), (10, 30, 100)
 EPOCHS = {10: 60, 30: 30}  # of the network from scratch: as many steps at either size, and no fewer
+
+
+def package_version(root: Path, name: str) -> str:
+    "As its changelog's first line has it."
+    with gzip.open(root / name / "usr/share/doc" / name / "changelog.Debian.gz", "rt") as changelog:
+        return re.search(r"\((.+?)\)", changelog.readline())[1]
 
 
 def read_set(root: Path, folders: dict[str, list[str]]) -> Images:
@@ -143,7 +151,8 @@ def measure(root: Path, name: str, trained: Classifier) -> dict:
 def main(root: Path) -> None:
     trained = load_pretrained("cifar10")
     sets = {name: measure(root, name, trained) for name in SETS}
-    packages = ["gcompris-qt-data 3.1-2", "tuxpaint-stamps-default 2022.06.04-1"]
+    packages = [f"{name} {package_version(root, name)}"
+                for name in ("gcompris-qt-data", "tuxpaint-stamps-default")]
     about = dict(date=datetime.date.today().isoformat(), device=describe_device(torch.device("cpu")),
                  versions=versions(), packages=packages, seeds=list(SEEDS),
                  first_to=trained.recipe.first_to)  # to this side first, as the card of the network has it
