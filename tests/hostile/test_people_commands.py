@@ -11,10 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from alexnet_nb import inference, train
+from alexnet_nb.base import cifar10 as base_cifar10
+from alexnet_nb.base import pictures as base_pictures
 from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.output import steady_output
 from alexnet_nb.claims import experiment
@@ -22,7 +25,7 @@ from alexnet_nb.engine import bench, compress, export
 from alexnet_nb.engine.arguments import quoted
 from alexnet_nb.engine.config import load_config
 from alexnet_nb.engine.files import lock_folders
-from common import ROOT, STEPS, hook_steps, load, save_drawings, snapshot, tiny
+from common import ROOT, STEPS, class_folders, hook_steps, load, save_drawings, snapshot, tiny
 
 COMMANDS = dict(train=train.main, predict=inference.main, bench=bench.main, experiment=experiment.main,
                 export=export.main, compress=compress.main)
@@ -195,6 +198,17 @@ def test_a_path_that_can_be_pasted(path, unix, windows):
     assert (quoted(path, False), quoted(path, True)) == (unix, windows)
 
 
+def test_what_a_stopped_run_prints_can_be_pasted(capsys, no_panels):
+    out = Path("My pictures & 'Ada'")
+    assert train.main([*tiny(out, training__num_epochs=1), "--minutes", "1e-9"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = shlex.split(lines[-1].partition("go on with ")[2])
+    assert words == ["--resume", str(out / "models" / "alexnet_last.pkl")]
+    (logs,) = (line.partition("logs: ")[2] for line in lines if line.startswith("logs: "))
+    assert shlex.split(logs) == ["tensorboard", "--logdir", str((out / "tblogs").resolve())]
+    assert train.main([*words, *tiny(out, training__num_epochs=1)]) == 0
+
+
 # ---------------------------------------------------------------- output
 
 def whole(out: Path) -> bool:
@@ -341,7 +355,14 @@ def test_a_lock_that_this_machine_left(no_locks, tmp_path):
         with pytest.raises(InputError): lock_folders(lock.parent)
 
 
-# ---------------------------------------------------------------- stopped
+# ---------------------------------------------------------------- found before work begins, and stopped in it
+
+def test_too_many_for_validation_is_told_before_a_picture_is_read(tmp_path, monkeypatch, told):
+    root = class_folders(tmp_path / "root", train=1, test=1)
+    monkeypatch.setattr(base_pictures, "open_rgb", lambda *args: pytest.fail("a picture was read"))
+    argv = tiny(tmp_path / "out", data__dataset="CIFAR10", data__data_dir=str(root), data__val_images=5000)
+    told(train.main, argv, "data.val_images is 5000, but there are 10 training images; hold out some")
+
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on this system")
 @pytest.mark.parametrize("ignored", [False, True], ids=["closed", "nohup"])
@@ -391,3 +412,33 @@ def test_top_in_json(top, final, pictures, capsys):
 def test_top_in_csv(final, pictures, told):
     told(inference.main, ["--checkpoint", final, "--image", pictures / "000.png", "--csv", "--top", "3"],
          "--top goes with lines or --json")
+
+
+class Terminal(io.StringIO):
+    "A stream that somebody looks at."
+    def isatty(self): return True
+
+
+@pytest.mark.parametrize("stream, many", [(io.StringIO, False), (Terminal, True)], ids=["log", "terminal"])
+def test_bars_are_for_those_who_look(stream, many, tmp_path, monkeypatch, no_panels):
+    "Of 6,000 pictures that are checked or read, of a download, of a training."
+    monkeypatch.setattr(sys, "stderr", out := stream())
+    shown = []
+    def note():
+        shown.append(out.getvalue())
+        out.seek(0)
+        out.truncate()
+    with monkeypatch.context() as m:
+        m.setattr(base_pictures, "_check_file", lambda path: None)
+        base_pictures.check_images(base_pictures.Images([Path("x.png")] * 6000, np.zeros(6000, int)))
+    note()
+    source = tmp_path / "archive"
+    source.write_bytes(b"a" * 3_000_000)
+    base_cifar10.download(source.as_uri(), tmp_path / "copy", base_cifar10._md5(source))
+    note()
+    folder = save_drawings(tmp_path / "pictures", 1)[0]
+    base_pictures.stack_pixels(base_pictures.Images([folder] * 5000, np.zeros(5000, int)), 2**30)
+    note()
+    assert train.main(tiny(tmp_path / "out", training__num_epochs=1)) == 0
+    note()
+    assert [bool(text) for text in shown] == [many] * 4, shown
