@@ -20,9 +20,9 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from .errors import InputError, one_line
+from .output import Bar as tqdm
 from .pictures import CLASSES, Images, read_folder
 
 # %% ../../nbs/base/cifar10.ipynb #d34984ba

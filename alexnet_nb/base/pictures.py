@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from .errors import InputError, one_line
+from .output import Bar as tqdm
 
 # %% ../../nbs/base/pictures.ipynb #52f35610
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -26,14 +25,15 @@ import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD
-from tqdm import tqdm
 
 from ..base.cifar10 import read_cifar10
 from ..base.device import describe_device, pick_device
 from ..base.drawings import drawings
 from ..base.errors import InputError, brief
+from ..base.output import Bar as tqdm
 from ..base.pictures import Images, Pictures, stack_pixels
 from ..base.results import versions
+from ..engine.arguments import Parser, expand, quoted
 from ..engine.checkpoint import group_state, read_checkpoint
 from ..engine.command import run_command
 from ..engine.config import make_config
@@ -300,8 +300,8 @@ def _forget(folder: Path) -> None:
 # %% ../../nbs/claims/experiment.ipynb #93f91351
 def _work(lab: _Lab, trial: dict, limit: int) -> str | None:
     "Train a trial, with a progress bar; why it ended."
-    text, often = f"{trial['arm']}, seed {trial['seed']}", 0.5 if sys.stderr.isatty() else 60
-    with tqdm(total=limit, desc=text, unit="epoch", mininterval=often) as bar:
+    text = f"{trial['arm']}, seed {trial['seed']}"
+    with tqdm(total=limit, desc=text, unit="epoch", mininterval=0.5) as bar:
         def after_epoch(epochs: list[dict]) -> None:
             trial["epochs"] = epochs
             _note(lab)
@@ -417,15 +417,16 @@ def _parser() -> argparse.ArgumentParser:
     about = "Run one of the paper's CIFAR-10 experiments, or go on with it."
     scales = "tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU; gpu: full, but shorter"
     results = f"the JSON file (default: nbs/results/NAME.json in a clone, else {_OUTPUT}/NAME.json)"
-    parser = argparse.ArgumentParser("alexnet_experiment", description=about)
+    parser = Parser("alexnet_experiment", description=about)
     add = parser.add_argument
     add("name", choices=EXPERIMENTS, help="which")
     add("--scale", choices=("tiny", "cpu", "gpu", "full"), default="tiny", help=scales)
     add("--arms", nargs="+", metavar="ARM", help="only these arms, so that several processes can share one")
     add("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the experiment's own")
-    add("--data", metavar="DIR", default="alexnet_data_in", help="holds CIFAR-10 (default: %(default)s)")
-    add("--results", metavar="FILE", help=results)
-    add("--output", metavar="DIR", default=_OUTPUT, help="for the states of unfinished trials")
+    data = "holds CIFAR-10 (default: %(default)s)"
+    add("--data", metavar="DIR", type=expand, default="alexnet_data_in", help=data)
+    add("--results", metavar="FILE", type=expand, help=results)
+    add("--output", metavar="DIR", type=expand, default=_OUTPUT, help="for the states of unfinished trials")
     add("--minutes", type=float, default=math.inf, metavar="M", help=kept)
     add("--list", action="store_true", help="print the arms, what is done and what is to do; run nothing")
     return parser
@@ -453,8 +454,8 @@ def _chosen(args: argparse.Namespace) -> Experiment:
 def _command(args: argparse.Namespace) -> str:
     "The command that repeats these results, without this machine's folders."
     seeds = f" --seeds {' '.join(map(str, args.seeds))}" if args.seeds else ""
-    if args.arms: seeds = f" --arms {shlex.join(args.arms)}{seeds}"
-    data = "" if args.scale == "tiny" else f" --data {Path(args.data).name}"
+    if args.arms: seeds = f" --arms {' '.join(map(quoted, args.arms))}{seeds}"
+    data = "" if args.scale == "tiny" else f" --data {quoted(Path(args.data).name)}"
     return f"alexnet_experiment {args.name} --scale {args.scale}{seeds}{data}"
 
 # %% ../../nbs/claims/experiment.ipynb #35994562
@@ -482,8 +483,7 @@ def _experiment(args: argparse.Namespace) -> int:
 # %% ../../nbs/claims/experiment.ipynb #b1daef1f
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_experiment`; returns the exit code."
-    args = _parser().parse_args(argv)
-    return run_command("alexnet_experiment", lambda: _experiment(args))
+    return run_command("alexnet_experiment", lambda: _experiment(_parser().parse_args(argv)))
 
 # %% ../../nbs/claims/experiment.ipynb #a5a311e8
 if __name__ == "__main__" and __spec__:

@@ -28,6 +28,7 @@ from ..base.drawings import drawings
 from ..base.errors import InputError
 from ..lrn import LocalResponseNorm
 from ..model import AlexNet
+from .arguments import Parser, expand
 from .bench_tasks import Task
 from .command import run_command
 from .files import save_json
@@ -356,7 +357,7 @@ def _pick_bench_device(asked: str) -> torch.device:
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_bench`."
     about = "Measure this library against the usual implementation, side by side."
-    parser = argparse.ArgumentParser("alexnet_bench", description=about)
+    parser = Parser("alexnet_bench", description=about)
     def add(flag, help, **more): parser.add_argument(flag, help=help, **more)
     def number(flag, help): add(flag, help, type=int, metavar="N")
     def several(flag, help, names, default): add(flag, help, nargs="+", choices=names, default=default)
@@ -368,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     number("--repeats", "measurements of each (default 5)")
     number("--workers", "processes that load pictures on the usual side (default 2)")
     add("--minutes", "begin nothing new after so many", type=float, default=math.inf, metavar="M")
-    add("--results", "write JSON there, as it goes", metavar="FILE")
+    add("--results", "write JSON there, as it goes", metavar="FILE", type=expand)
     several("--parts", "measure only these anew, into the --results of an earlier time", _PARTS, _PARTS)
     add("--worker", argparse.SUPPRESS, choices=["default", "reuse"])
     return parser
@@ -402,8 +403,7 @@ def _bench(args: argparse.Namespace) -> int:
 # %% ../../nbs/engine/bench.ipynb #d66a5170
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_bench`; returns the exit code."
-    args = _parser().parse_args(argv)
-    return run_command("alexnet_bench", lambda: _bench(args))
+    return run_command("alexnet_bench", lambda: _bench(_parser().parse_args(argv)))
 
 # %% ../../nbs/engine/bench.ipynb #f8b79d64
 if __name__ == "__main__" and __spec__:

@@ -7,42 +7,39 @@ __all__ = ['run_command']
 
 # %% ../../nbs/engine/command.ipynb #22dd1d55
 import errno
-import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..base.errors import InputError, RunError, one_line, out_of_memory
+from ..base.output import let_go, steady_output
 
 # %% ../../nbs/engine/command.ipynb #ed2f77fa
 def _machine_failure(e: Exception) -> str | None:
     "One line for what memory or disk did; None for anything else."
     if out_of_memory(e): return "out of memory; halve training.batch_size"
     if isinstance(e, OSError) and e.errno:
-        return f"{e.filename or 'output'}: {e.strerror}; free some space or choose another place"
+        space = "free some space or " if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{e.filename or 'output'}: {e.strerror}; {space}choose another place"
     return None
-
-
-def _let_output_go() -> None:
-    "After a closed pipe or a full disk: the rest goes nowhere, so that Python's own exit is quiet."
-    with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 # %% ../../nbs/engine/command.ipynb #04004faa
 def run_command(name: str,                # for the error line
-                work: Callable[[], int]   # returns the exit code
+                work: Callable[[], int],  # returns the exit code
+                answers: bool = False     # stdout is what the command is for: if it breaks, the work ends
                ) -> int:
     "Run a command and turn what goes wrong into one line on stderr and an exit code."
-    try:
-        code = work()
-        sys.stdout.flush()
+    with steady_output(answers):
+        try:
+            code = work()
+            sys.stdout.flush()
+            return code
+        except InputError as e: code, said = 2, str(e)
+        except RunError as e: code, said = 1, str(e)
+        except KeyboardInterrupt: code, said = 130, "stopped"
+        except (MemoryError, OSError, RuntimeError) as e:
+            if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.ENOSPC): let_go(sys.stdout)
+            if isinstance(e, BrokenPipeError): return 1
+            if not (failure := _machine_failure(e)): raise
+            code, said = 1, failure
+        print(f"{name}: {one_line(said)}", file=sys.stderr)
         return code
-    except InputError as e: code, said = 2, str(e)
-    except RunError as e: code, said = 1, str(e)
-    except KeyboardInterrupt: code, said = 130, "stopped"
-    except (MemoryError, OSError, RuntimeError) as e:
-        if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.ENOSPC): _let_output_go()
-        if isinstance(e, BrokenPipeError): return 1
-        if not (failure := _machine_failure(e)): raise
-        code, said = 1, failure
-    print(f"{name}: {one_line(said)}", file=sys.stderr)
-    return code

@@ -26,6 +26,7 @@ from ..data import Images, prepare_batch, read_cifar10, split, stack_pixels
 from ..inference import Classifier, load_pretrained
 from ..model import pad_input
 from ..train import train
+from .arguments import Parser, expand
 from .checkpoint import architecture, load_classifier, read_checkpoint
 from .command import run_command
 
@@ -213,10 +214,11 @@ def _work(args: argparse.Namespace) -> int:
 # %% ../../nbs/engine/compress.ipynb #26c97dfd
 def main(argv: list[str] | None = None) -> int:
     "`python -m alexnet_nb.engine.compress`; the exit code."
-    parser = argparse.ArgumentParser("python -m alexnet_nb.engine.compress", allow_abbrev=False,
-                                     description="Make a small file of a checkpoint for CIFAR-10.")
-    parser.add_argument("--checkpoint", help="from alexnet_train; without it, --out gets a new recipe")
-    parser.add_argument("--data-dir", help="with CIFAR-10")
+    parser = Parser("python -m alexnet_nb.engine.compress", allow_abbrev=False,
+                    description="Make a small file of a checkpoint for CIFAR-10.")
+    parser.add_argument("--checkpoint", type=expand,
+                        help="from alexnet_train; without it, --out gets a new recipe")
+    parser.add_argument("--data-dir", help="with CIFAR-10", type=expand)
     parser.add_argument("--data-name", default="CIFAR-10", help="for the card: which copy it is")
     parser.add_argument("--out", type=Path, required=True, help="the file to write, .safetensors")
     parser.add_argument("--rank", type=int, default=64, help="of fc6 and fc7")
@@ -225,8 +227,7 @@ def main(argv: list[str] | None = None) -> int:
                         "first; 0: straight to the network's")
     parser.add_argument("--val-images", type=int, default=5000, help="held out in training")
     parser.add_argument("--results", type=Path, help="a JSON file for what was measured")
-    args = parser.parse_args(argv)
-    return run_command("alexnet_compress", lambda: _work(args))
+    return run_command("alexnet_compress", lambda: _work(parser.parse_args(argv)))
 
 # %% ../../nbs/engine/compress.ipynb #75fd7916
 if __name__ == "__main__" and __spec__: sys.exit(main())

@@ -7,7 +7,6 @@ __all__ = ['Section', 'Config', 'make_config', 'merge', 'given_values', 'load_co
 
 # %% ../../nbs/engine/config.ipynb #9d7c40e3
 import difflib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -20,21 +19,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..base.device import pick_device
 from ..base.errors import InputError, brief
+from .arguments import folder_name
+from .plain_yaml import PlainLoader, Unclear, cure_of, read_utf8
 
 # %% ../../nbs/engine/config.ipynb #4b71eca7
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-def _file_name(text: str) -> str:
-    "The text, if a file can have such a name."
-    try: os.fsencode(text)
-    except UnicodeEncodeError: raise ValueError("it cannot be the name of a file") from None
-    if "\0" in text: raise ValueError("it cannot be the name of a file")
-    return text
-
-
-_PathText = Annotated[str, AfterValidator(_file_name)]
+_PathText = Annotated[str, AfterValidator(folder_name)]
 
 
 class Section(BaseModel):
@@ -135,7 +126,7 @@ class Config(Section):
 _wrong = partial(yaml.constructor.ConstructorError, None, None)
 
 # %% ../../nbs/engine/config.ipynb #5e136564
-class _YamlLoader(yaml.SafeLoader):
+class _YamlLoader(PlainLoader):
     "Reads `1e-3` as a float, as YAML 1.2 does; refuses a key given twice, and repeats single values only."
 
     def compose_node(self, parent, index):
@@ -170,8 +161,9 @@ def _parse_yaml(text: str, name: str = "config") -> Any:
     except yaml.YAMLError as e:
         mark, problem = (getattr(e, key, None) for key in ("problem_mark", "problem"))
         where, problem = f"{name}:{mark.line + 1}" if mark else name, problem or "unreadable character"
-        raise InputError(f"{where}: not valid YAML ({problem})") from None
-    except (ValueError, RecursionError, OverflowError) as e:  # such as 2012-13-45, or brackets without end
+        if isinstance(e, Unclear): raise InputError(f"{where}: {problem}") from None
+        raise InputError(f"{where}: not valid YAML ({problem}){cure_of(e, text)}") from None
+    except (ValueError, RecursionError, OverflowError) as e:  # such as brackets without end
         raise InputError(f"{name}: not valid YAML ({e})") from None
     except (AttributeError, LookupError, TypeError):
         raise InputError(f"{name}: not valid YAML (a value is not of the type that its tag names)") from None
@@ -194,11 +186,7 @@ def _config_path(source: str | Path) -> Path:
 def _read_config_file(source: str | Path) -> dict:
     "What a config file says, as a dictionary of sections; its values are not yet checked."
     path = _config_path(source)
-    try:
-        with open(path, encoding="utf-8") as file: text = file.read(_MOST_YAML + 1)
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read ({e.__class__.__name__})") from None
-    given = _parse_yaml(text, str(path))
+    given = _parse_yaml(read_utf8(path, _MOST_YAML + 1), str(path))
     if given is None: raise InputError(f"{path}: is empty; leave out --config to use the defaults")
     if not isinstance(given, dict):
         raise InputError(f"{path}: the top level is a {type(given).__name__}; it must be sections such as "
@@ -220,6 +208,8 @@ def _explain(error: Mapping[str, Any], source: str) -> str:
         return f"{source}: unknown key {brief('.'.join(loc))}; {hint}"
     message = error["msg"].removeprefix("Value error, ").replace("instance of _", "instance of ")
     if not loc: return f"{source}: {message}"
+    if error["type"] == "string_type" and type(error["input"]) in (bool, int, float):
+        message += "; put it in quotes"
     return f"{source}: {'.'.join(loc)[:100]} is {brief(error['input'])}; {message[0].lower()}{message[1:]}"
 
 # %% ../../nbs/engine/config.ipynb #74488610
@@ -264,6 +254,8 @@ def _parse_overrides(pairs: Iterable[str]) -> dict:
         key, equals, value = pair.partition("=")
         section, dot, name = key.strip().partition(".")
         if not (equals and dot): raise InputError(f"--set {pair[:200]}: write it as section.key=value")
+        if value.strip() in ("", "~" * name.endswith("_dir")):
+            raise InputError(f"--set {pair[:200]}: has no value; write one after the =, or leave it out")
         given.setdefault(section, {})[name] = _parse_yaml(value, f"--set {key[:200]}")
     return given
 

@@ -24,6 +24,7 @@ from ..base.errors import InputError
 from ..base.weights import PRETRAINED, read_weights, write_weights
 from ..inference import Classifier
 from ..lrn import LocalResponseNorm
+from .arguments import Parser, expand
 from .checkpoint import architecture, load_classifier, read_checkpoint
 from .command import run_command
 from .files import check_writable, replacing
@@ -220,15 +221,13 @@ def _export(args: argparse.Namespace) -> int:
 # %% ../../nbs/engine/export.ipynb #45765661
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_export`; the exit code."
-    parser = argparse.ArgumentParser("alexnet_export", allow_abbrev=False,
-                                     description="Write a network for other programs.")
-    parser.add_argument("file", metavar="FILE", help="what to write, FILE.onnx or FILE.safetensors")
-    parser.add_argument("--checkpoint", metavar="CKPT", default="cifar10",
+    parser = Parser("alexnet_export", allow_abbrev=False, description="Write a network for other programs.")
+    parser.add_argument("file", metavar="FILE", type=expand, help="what to write, FILE.onnx or .safetensors")
+    parser.add_argument("--checkpoint", metavar="CKPT", default="cifar10", type=expand,
                         help="a checkpoint, or a .safetensors file; without it, the network in the package")
     parser.add_argument("--compact", action="store_true", help="narrow matrices and 8-bit kernels, as stored")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
-    args = parser.parse_args(argv)
-    return run_command("alexnet_export", lambda: _export(args))
+    return run_command("alexnet_export", lambda: _export(parser.parse_args(argv)))
 
 # %% ../../nbs/engine/export.ipynb #407d0c7e
 if __name__ == "__main__" and __spec__: sys.exit(main())

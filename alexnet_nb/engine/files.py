@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ..base.errors import InputError, RunError
+from .locks import lock_for
 
 # %% ../../nbs/engine/files.ipynb #a69e4327
 @contextmanager
@@ -116,13 +117,14 @@ def lock_folders(*folders: str | Path,
     with ExitStack() as taken:
         for folder in dict.fromkeys(Path(f).resolve() for f in folders):
             old = read_held(folder)
-            lock = FileLock(folder / ".running.lock")
+            lock = lock_for(folder, old)
             try: lock.acquire(timeout=0)
             except Timeout:
                 process, machine, since = (old.get(key, "?") for key in ("process", "machine", "started"))
                 who = f"process {process} on {machine}, since {since}"
+                gone = "" if machine == socket.gethostname() else f"; if it is gone, remove {lock.lock_file}"
                 raise InputError(f"{folder}: another run writes there ({who}); wait for it, stop it, or "
-                                 "choose another folder") from None
+                                 f"choose another folder{gone}") from None
             taken.callback(_if_there, lock.release)
             again = launch and old.get("launch") == launch and isinstance(old.get("since"), float)
             since, started = old["since"] if again else time.time(), time.strftime("%Y-%m-%d %H:%M:%S")

@@ -30,6 +30,7 @@ from ..base.pictures import image_files, open_rgb
 from ..data import Recipe, prepare, prepare_batch
 from ..inference import UNSURE_BELOW, Classifier, cut_views, predict, probabilities, views_recipe
 from .allocator import reuse_memory
+from .arguments import Parser, expand
 from .checkpoint import load_classifier
 from .command import run_command
 from .config import given_values, prediction_options
@@ -128,19 +129,20 @@ def _format_prediction(p: _Prediction, classes: tuple[str, ...], most: int | Non
     return "\n".join([f"{one_line(p.path)}: {ranked[0][0]} {ranked[0][1]:.1%}{mark}", *table])
 
 # %% ../../nbs/engine/predict_command.ipynb #2db2e968
-def _as_json(p: _Prediction, classes: tuple[str, ...]) -> str:
+def _as_json(p: _Prediction, classes: tuple[str, ...], most: int | None) -> str:
     "One object of the list, set in by a space."
-    ranked = [] if p.error else p.ranked(classes)
+    ranked = [] if p.error else p.ranked(classes)[:most]
     said = dict(error=p.error) if p.error else dict(prediction=ranked[0][0], unsure=p.unsure,
                                                     probabilities=dict(ranked))
     return indent(json.dumps(dict(path=p.path) | said, indent=1), " ")
 
 
-def _write_json(predictions: Iterable[_Prediction], classes: tuple[str, ...], out: TextIO) -> None:
-    "All probabilities as a JSON list, an object a file, as soon as it is known, most probable class first."
+def _write_json(predictions: Iterable[_Prediction], classes: tuple[str, ...], out: TextIO,
+                most: int | None = None) -> None:
+    "The `most` best classes, or all, as a JSON list, an object a file, as soon as it is known, best first."
     before = "["
     for p in predictions:
-        out.write(f"{before}\n{_as_json(p, classes)}")
+        out.write(f"{before}\n{_as_json(p, classes, most)}")
         before = ","
     out.write("\n]\n" if before == "," else "[]\n")
 
@@ -166,13 +168,14 @@ def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_predict`."
     what = ("Name what is on an image, or on every image of a folder. An answer whose probability is below "
             f"{UNSURE_BELOW:.0%} is marked as unsure.")
-    parser = argparse.ArgumentParser("alexnet_predict", description=what)
+    parser = Parser("alexnet_predict", description=what)
     def add(flag, metavar, help, **more): parser.add_argument(flag, metavar=metavar, help=help, **more)
-    add("--checkpoint", "CKPT", "a checkpoint or a .safetensors file; without it, the network in the package")
+    add("--checkpoint", "CKPT", "a checkpoint or a .safetensors file; without it, the network in the package",
+        type=expand)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--image", metavar="FILE")
-    which.add_argument("--image-dir", metavar="DIR")
-    add("--config", "NAME|PATH", "for the device section; what the checkpoint stores wins")
+    which.add_argument("--image", metavar="FILE", nargs="+", action="extend", type=expand)
+    which.add_argument("--image-dir", metavar="DIR", type=expand)
+    add("--config", "NAME|PATH", "for the device section; what the checkpoint stores wins", type=expand)
     add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--show-all-probs", action="store_true", help="every class, not only the best")
@@ -194,9 +197,14 @@ def _check_classes(args: argparse.Namespace, classes: tuple[str, ...]) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Classifier, Image.Image | None, list[Path]]:
-    "The classifier, and the image or the folder's files; what is wrong with what was given is found here."
+    "The classifier, and the one image or all files; what is wrong with what was given is found here."
+    if args.csv and args.top:
+        raise InputError("--top goes with lines or --json; a CSV has a column for every class: leave one out")
     options = prediction_options(args.config, args.set)
-    image, files = (open_rgb(args.image), []) if args.image else (None, _folder_images(args.image_dir))
+    files = [Path(path) for path in args.image] if args.image else _folder_images(args.image_dir)
+    image = open_rgb(files[0]) if args.image and len(files) == 1 else None
+    for path in files if args.image else ():
+        if not os.path.isfile(path): open_rgb(path)  # says what is wrong
     if options.pop("reuse_memory") and options["device"].type == "cpu": reuse_memory()
     if args.checkpoint is None:
         _complain("no --checkpoint: the network in the package names CIFAR-10's classes")
@@ -217,13 +225,6 @@ def _watch(predictions: Iterable[_Prediction], counts: Counter) -> Iterator[_Pre
         if p.error: _complain(one_line(p.error))
         yield p
 
-
-def _free(out: TextIO) -> None:
-    "Let a stream write whatever a name may hold."
-    if not hasattr(out, "reconfigure"): return
-    utf8 = out.encoding.lower() in ("utf-8", "utf8")
-    out.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
-
 # %% ../../nbs/engine/predict_command.ipynb #c5402fbf
 def _write_lines(predictions: Iterable[_Prediction], classes: tuple[str, ...], args) -> None:
     "Answers for people, each as it comes."
@@ -237,10 +238,9 @@ def _predict(args: argparse.Namespace) -> int:
     classifier, image, files = _prepare(args)
     views, counts = 10 if args.ten_views else 1, Counter[str]()
     found: Iterable[_Prediction] = predict_files(classifier, files, views)
-    if image: found = [_Prediction(args.image, predict(classifier, image, views).tolist())]
-    _free(sys.stdout)
+    if image: found = [_Prediction(args.image[0], predict(classifier, image, views).tolist())]
     answers = _watch(found, counts)
-    if args.json: _write_json(answers, classifier.classes, sys.stdout)
+    if args.json: _write_json(answers, classifier.classes, sys.stdout, args.top)
     elif args.csv: _write_csv(answers, classifier.classes, sys.stdout)
     else: _write_lines(answers, classifier.classes, args)
     if args.image_dir:
@@ -253,8 +253,7 @@ def _predict(args: argparse.Namespace) -> int:
 # %% ../../nbs/engine/predict_command.ipynb #3f37c2d8
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_predict`; returns the exit code."
-    args = _parser().parse_args(argv)
-    return run_command("alexnet_predict", lambda: _predict(args))
+    return run_command("alexnet_predict", lambda: _predict(_parser().parse_args(argv)), answers=True)
 
 # %% ../../nbs/engine/predict_command.ipynb #dc601204
 if __name__ == "__main__" and __spec__:

@@ -23,10 +23,10 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from ..base.device import describe_device
 from ..base.errors import InputError, RunError, out_of_memory
+from ..base.output import Bar as tqdm
 from ..base.pictures import Images
 from ..base.plots import draw_curves
 from ..base.results import versions
@@ -35,6 +35,7 @@ from ..model import AlexNet
 from ..train import Diverged, Epoch, Evaluation, Progress, Step, evaluate, rescale_velocity, train
 from . import files
 from . import processes as group
+from .arguments import quoted
 from .baseline import linear_accuracy
 from .checkpoint import random_state, restore_optimizer, restore_schedule, set_random_state
 from .loaders import DeviceLoader, ImageLoader
@@ -273,8 +274,7 @@ def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float = math.inf, s
     "Every epoch that is left, or as many as `epochs` in all: the lesson's loop, with what a run adds."
     epochs = run.options.epochs if epochs is None else epochs
     with tqdm(total=epochs * run.steps_an_epoch, initial=run.progress.step, desc="training", unit="step",
-              mininterval=0.5 if sys.stderr.isatty() else 60,
-              disable=not (show_bar and group.leader())) as bar:
+              mininterval=0.5, disable=not (show_bar and group.leader())) as bar:
         recorder = _Recorder(run, log, flag, bar, max_steps, after_epoch)
         train(run.net, recorder, run.val, epochs=epochs, warmup_steps=run.options.warmup_steps,
               optimizer=run.optimizer, scheduler=run.scheduler, scaler=run.scaler, precision=run.dtype,
@@ -396,7 +396,7 @@ def open_run(options: Options, make: Callable[[], Run]) -> tuple[Run, Log]:
         size = options.batch_size
         print(f"{n} processes, by {torch.distributed.get_backend()}: each batch of {size} is shared, "
               f"{size / n:g} images to a process; the rate stays {options.learning_rate:g}")
-    print(f"logs: tensorboard --logdir {options.log_dir.resolve()}")
+    print(f"logs: tensorboard --logdir {quoted(options.log_dir.resolve())}")
     return run, log
 
 # %% ../../nbs/engine/run.ipynb #a93c010c
@@ -423,7 +423,7 @@ def train_to_the_end(options: Options, make: Callable[[], Run], minutes: float =
             log.flush()
             save_last(run)
             last = run.checkpoints.now / "alexnet_last.pkl"
-            print(f"stopped ({stop}) after {run.progress.step} steps; go on with --resume {last}")
+            print(f"stopped ({stop}) after {run.progress.step} steps; go on with --resume {quoted(last)}")
             summary = _summarise(run, None, time.monotonic() - began) if group.leader() else {}
             if summary: files.save_json(options.output_dir / "results.json", summary, "paths.output_dir")
             return Result(run, False, stop.code, summary)

@@ -96,6 +96,9 @@ def _load_data(cfg: Config) -> tuple[Images, Images]:
         name = d.dataset if d.dataset == "drawings" else d.data_dir
         raise InputError(f"{name}: has {n} classes, model.num_classes is {cfg.model.num_classes}; "
                          "make them agree")
+    if not _is_split(cfg) and d.val_images >= len(train):  # else it is told when all of them have been read
+        raise InputError(f"data.val_images is {d.val_images}, but there are {len(train)} training images; "
+                         "hold out some, not all")
     return train, test
 
 # %% ../../nbs/engine/setup.ipynb #66747576

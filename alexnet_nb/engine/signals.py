@@ -33,22 +33,23 @@ class StopFlag:
     def check(self) -> None:
         "Raises `Stopped`; in a group in all processes at once, whichever was asked."
         if orphaned(): self.signal = self.signal or signal.SIGTERM
-        asked = all_reduce_max(self.signal or int(time.monotonic() > self.deadline))
-        # 1 is no signal that is caught here
+        asked = all_reduce_max(2 * (self.signal or 0) or int(time.monotonic() > self.deadline))
         if asked == 1: raise Stopped("time is up", 0)
-        if asked: raise Stopped(signal.Signals(asked).name, 128 + asked)
+        if number := asked // 2: raise Stopped(signal.Signals(number).name, 128 + number)
 
 # %% ../../nbs/engine/signals.ipynb #f9e12195
 @contextmanager
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
-    "SIGINT and SIGTERM set the flag; a second SIGINT interrupts at once."
+    "SIGINT, SIGTERM and SIGHUP set the flag; a second SIGINT interrupts at once."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     def handle(number, frame):
         if flag.signal is not None and number == signal.SIGINT: raise KeyboardInterrupt
         flag.signal = number
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    if signal.getsignal(hangup) == signal.SIG_IGN: hangup = signal.SIGTERM
+    before = {s: signal.signal(s, handle) for s in {signal.SIGINT, signal.SIGTERM, hangup}}
     try: yield
     finally:
         for s, handler in before.items(): signal.signal(s, handler)

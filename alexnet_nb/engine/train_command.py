@@ -14,6 +14,7 @@ from pathlib import Path
 from ..base.device import pick_device
 from ..base.errors import InputError
 from ..train import Diverged
+from .arguments import Parser, expand
 from .checkpoint import read_checkpoint
 from .command import run_command
 from .config import given_values, load_config, make_config, to_yaml
@@ -33,17 +34,17 @@ def _minutes(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_train`."
     about = "Train AlexNet on CIFAR-10, on folders of images, or on the built-in drawings."
-    parser = argparse.ArgumentParser("alexnet_train", description=about)
+    parser = Parser("alexnet_train", description=about)
     def add(flag, metavar, help, **more): parser.add_argument(flag, metavar=metavar, help=help, **more)
     add("--config", "NAME|PATH", "a YAML file, or the name of a config that ships with the library "
-        "(default, quick, short, paper)")
-    add("--resume", "CKPT", "go on from this checkpoint")
+        "(default, quick, short, paper)", type=expand)
+    add("--resume", "CKPT", "go on from this checkpoint", type=expand)
     add("--start-from", "NET", "begin with the weights of another network, for new classes: cifar10, a "
-        "checkpoint or a .safetensors file")
+        "checkpoint or a .safetensors file", type=expand)
     add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
     add("--minutes", "MINUTES", "stop after so many minutes, saved, to be resumed", type=_minutes,
         default=math.inf)
-    add("--results", "FILE", "also write what came of it to this JSON file")
+    add("--results", "FILE", "also write what came of it to this JSON file", type=expand)
     return parser
 
 # %% ../../nbs/engine/train_command.ipynb #cd558e0a
@@ -56,11 +57,8 @@ def _to_resume(args: argparse.Namespace, checkpoint_dir: Path) -> str | Path | N
 
 # %% ../../nbs/engine/train_command.ipynb #16535428
 def _check_start(args: argparse.Namespace) -> None:
-    "Raise `InputError` if a run is told to begin with a network and to go on, or with no network's name."
-    if args.start_from is None: return
-    if not args.start_from.strip():
-        raise InputError("--start-from is empty; give cifar10, a checkpoint or a .safetensors file")
-    if args.resume is not None:
+    "Raise `InputError` if a run is told to begin with a network and to go on."
+    if None not in (args.start_from, args.resume):
         raise InputError("--start-from begins a new run and --resume goes on with one; give only one of them")
 
 # %% ../../nbs/engine/train_command.ipynb #9c1ad709
@@ -113,8 +111,8 @@ def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
 # %% ../../nbs/engine/train_command.ipynb #58ef0355
 def main(argv: list[str] | None = None) -> int:
     "The command `alexnet_train`; returns the exit code."
-    args = _parser().parse_args(argv)
-    return run_command("alexnet_train", lambda: _in_group(args, sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    return run_command("alexnet_train", lambda: _in_group(_parser().parse_args(words), words))
 
 # %% ../../nbs/engine/train_command.ipynb #287c607a
 if __name__ == "__main__" and __spec__:

@@ -83,7 +83,8 @@ CONFIGS = {
     "a tab": ("training:\n\tseed: 1\n",
               "{path}:2: not valid YAML (found character '\\t' that cannot start any token)"),
     "an impossible date": ("training:\n  seed: 2012-13-45\n",
-                           "{path}: not valid YAML (month must be in 1..12)"),
+                           "{path}:2: YAML makes a date, or another number, of '2012-13-45'; put a text in "
+                           "quotes, and write a number in plain digits"),
     "a Python object": ("training: !!python/object/apply:os.getcwd []\n",
                         "{path}:1: not valid YAML (could not determine a constructor for the tag "
                         "'tag:yaml.org,2002:python/object/apply:os.getcwd')"),
@@ -143,7 +144,8 @@ def test_config_missing(refused):
 def test_config_that_is_a_folder_or_no_text(tmp_path, refused):
     refused(train.main, ["--config", tmp_path], f"{tmp_path}: is a folder, not a config file")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    refused(train.main, ["--config", "binary.yaml"], "binary.yaml: cannot be read (UnicodeDecodeError)")
+    refused(train.main, ["--config", "binary.yaml"],
+            "binary.yaml: cannot be read, for it is not in UTF-8; save it so")
 
 
 @pytest.mark.parametrize("pair, line", [

@@ -578,7 +578,7 @@ def test_any_nest_is_a_config_or_refused(one, other):
     else: assert make_config(_parse_yaml(to_yaml(cfg))) == cfg
 
 
-folders = st.text(st.characters(categories=["L", "N", "P"], max_codepoint=0xD7FF))
+folders = st.text(st.characters(categories=["L", "N", "P"], max_codepoint=0xD7FF), min_size=1)
 honest = st.fixed_dictionaries({}, optional={
     "training": st.fixed_dictionaries({}, optional={
         "seed": st.integers(0, 2**32 - 1),
