@@ -51,7 +51,7 @@ EMPTY = {
     "predict": ["--checkpoint", "--image", "--image-dir", "--config", "--set", "--top"],
     "bench": ["--precision", "--device", "--batch-size", "--repeats", "--workers", "--minutes", "--results",
               "--parts"],
-    "experiment": ["--scale", "--seeds", "--data", "--results", "--output", "--minutes"],
+    "experiment": ["--scale", "--arms", "--seeds", "--data", "--results", "--output", "--minutes"],
     "export": ["--checkpoint"],
     "compress": ["--checkpoint", "--data-dir", "--data-name", "--out", "--rank", "--epochs", "--first-to",
                  "--val-images", "--results"],
