@@ -96,7 +96,7 @@ def pictures_in(folder: Path) -> tuple[list[Path], str]:
     files = sorted(p for p in folder.iterdir() if is_picture(p) and not p.name.startswith("."))
     inner = [p.name for p in folders_in(folder) if holds_pictures(p)]
     if not files: return list(filter(is_picture, files_below(folder))), ""
-    word = f"{folder}: its folders ({', '.join(inner[:5])}) hold pictures too; give each one of its own"
+    word = f"{folder}: its folders ({', '.join(inner[:5])}) hold pictures too; give each to --image-dir"
     return files, one_line(word) if inner else ""
 
 
@@ -164,8 +164,9 @@ def find_layout(root: Path, train_dir: str = "train") -> _Layout:
                          "with one folder of images a class")
     if train is None and os.path.isdir(root): train = _at_the_root(root, asked)
     if train is None or os.path.realpath(train) == os.path.realpath(root): return _Layout(train or asked)
-    if deeper := _deeper(train):
-        raise InputError(f"{train}: its class folders lie deeper, in {deeper}; move them up")
+    for part in filter(None, (train, test or val)):
+        if deeper := _deeper(part):
+            raise InputError(f"{part}: its class folders lie deeper, in {deeper}; move them up")
     beside = [p.name for p in folders_in(root) if p != train and holds_pictures(p) and not _IS_PART(p.name)]
     if beside and not folders_in(train):
         raise InputError(f"{train}: holds pictures and no class folders; if it is a class beside "

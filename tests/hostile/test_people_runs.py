@@ -353,6 +353,8 @@ ANSWERED = {
     "one deeper": (["PetImages/Cat/0.png", "PetImages/Dog/0.png"], ["lie deeper", "PetImages"]),
     "two deeper": (["a/b/Cat/0.png", "a/b/Dog/0.png"], ["lie deeper", "a/b"]),
     "deeper in train": (["train/pets/cat/0.png", "train/pets/dog/0.png"], ["lie deeper", "train/pets"]),
+    "deeper in test": (["train/cat/0.png", "train/dog/0.png", "test/test/cat/0.png", "test/test/dog/0.png"],
+                       ["lie deeper", "test/test"]),
     "parts by other names": (["seg_train/a/0.png", "seg_test/a/0.png"], ["parts", "seg_train", "seg_test"]),
     "a class called train": (["train/0.png", "bus/0.png", "tram/0.png"],
                              ["bus, tram", "paths.train_img_dir=."]),
