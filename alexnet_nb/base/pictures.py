@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .errors import InputError, one_line
-from .layouts import class_folders, files_below, is_picture, no_picture, spelled, without_classes
+from .layouts import class_folders, files_below, is_picture, no_classes, no_picture, spelled
 
 # %% ../../nbs/base/pictures.ipynb #52f35610
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -236,7 +236,7 @@ def read_folder(folder: str | Path,                   # one folder a class in it
                          "to where the images are")
     names = (name for name in sorted(os.listdir(folder)) if not name.startswith("."))
     found = [name for name in names if os.path.isdir(folder / name)]
-    if not found: raise InputError(f"{folder}: {without_classes(folder)}")
+    if not found: raise InputError(f"{folder}: {no_classes(folder)}")
     # bytes that are no text: checkpoints hold text
     if bad := [name for name in found if not name.isascii() and "\\udc" in ascii(name)]:
         raise InputError(f"{folder / bad[0]}: the name is not UTF-8; give the folder another one")

@@ -44,7 +44,7 @@ def _tell(folder: Path, images: Images, most: int = 20 # lines, and classes told
         elif passed := passed_over(place):
             lines.append(f"{place}: passed over {passed}; save them as JPEG or PNG, named .jpg or .png")
     loose = [p for p in folder.iterdir() if is_picture(p) and p not in found]
-    if loose: lines.append(f"{folder}: passed over {len(loose)} pictures that lie in no class's folder")
+    if loose: lines.append(f"{folder}: passed over {len(loose)} of the pictures, in no class's folder")
     for line in lines[:most]: print(one_line(line))
     if len(lines) > most: print(f"{folder}: passed over more in {len(lines) - most} other folders")
 
@@ -181,9 +181,10 @@ def check_unfinished(folder: Path, checkpoint: dict | None = None # from which t
         try: found = read_checkpoint(path, mapped=True)
         except (InputError, OSError): continue
         if found.get("progress", {}).get("finished"): return
-        where = f"{folder}: holds an unfinished run, after epoch {found.get('epoch', 0)}"
+        done = f"{found.get('epoch', 0)} epochs done"
         if checkpoint is None:
-            raise InputError(f"{where}; go on with --resume {shlex.quote(str(path))}, or begin again and "
-                             "replace it with --anew")
+            raise InputError(f"{folder}: holds an unfinished run, {done}; go on with --resume "
+                             f"{shlex.quote(str(path))}, or begin again and replace it with --anew")
         if _same_run(checkpoint, found): return
-        raise InputError(f"{where}, and another one; move it away, or choose another paths.checkpoint_dir")
+        raise InputError(f"{folder}: holds another unfinished run, {done}; move it away, or choose another "
+                         "paths.checkpoint_dir")

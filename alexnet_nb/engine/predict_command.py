@@ -53,7 +53,7 @@ class _Prediction:
 
 # %% ../../nbs/engine/predict_command.ipynb #f11e387b
 def _folder_images(folder: str | Path) -> list[Path]:
-    "The image files of a folder, sorted. Raises `InputError` if it is missing or holds none."
+    "A folder's image files, or its sub-folders', sorted. Raises `InputError` if there are none."
     folder = Path(folder)
     if not os.path.exists(folder): raise InputError(f"{folder}: no such folder; check the path")
     if not os.path.isdir(folder): raise InputError(f"{folder}: is a file; use --image")

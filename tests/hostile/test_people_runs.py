@@ -148,7 +148,7 @@ def test_a_resumed_run_does_not_replace_another_unfinished_one(there, tmp_path, 
     before, last = checkpoints(there), str(other / "models" / "alexnet_last.pkl")
     moved = tiny(there)[-6:]  # the paths
     code, _, err = ends([*moved, "--resume", last], capsys)
-    assert code == 2 and "another one" in err and checkpoints(there) == before
+    assert code == 2 and "another unfinished run" in err and checkpoints(there) == before
     # its own checkpoint from elsewhere, such as a copy on another disk
     copy = shutil.copy(there / "models" / "alexnet_last.pkl", tmp_path / "copy.pkl")
     assert ends([*moved, "--resume", str(copy), "--minutes", "1e-9"], capsys)[0] == 0
@@ -290,7 +290,7 @@ def test_counts_and_what_was_passed_over(tmp_path, capsys):
     assert code == 0
     for line in ("21 pictures in 3 classes: cat 5, dog 8, owl 8", "cat: passed over 9 .heic;",
                  "dog: passed over 1 without a suffix;", "1 .txt", "1 .jpg_large",
-                 "passed over 1 pictures that lie in no class's folder"): assert line in out, line
+                 "passed over 1 of the pictures, in no class's folder"): assert line in out, line
 
 
 def test_a_class_that_only_the_test_has(tmp_path, capsys):
