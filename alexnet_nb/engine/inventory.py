@@ -97,12 +97,13 @@ def cifar10_parts(data_dir: str | Path, train_dir: str, download: bool) -> tuple
 
 # %% ../../nbs/engine/inventory.ipynb #626b36e4
 def hold_out(images: Images, val_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    "Positions for training and for validation, as `split` has them, but no class is held out whole."
+    "Positions for training and validation, as `split` has them, but of files no class is held out whole."
     labels, (fit, held) = images.labels, split(images.labels, val_images, seed)
     lost, first = np.unique(labels[held], return_index=True)
     back = held[first[~np.isin(lost, labels[fit])]]
-    counts = _counts(images)
-    small = [f"{images.classes[c]} ({n})" for c, n in enumerate(counts) if n == 1 or c in labels[back]]
+    if isinstance(images.items, np.ndarray): return fit, held
+    few = [(c, n) for c, n in enumerate(_counts(images)) if n == 1 or c in labels[back]]
+    small = [f"{images.classes[c]} ({n})" for c, n in few]
     more = f" and {len(small) - 10} more" if len(small) > 10 else ""
     if small:
         print(one_line("too small for validation to take from, so that training keeps one picture at least: "
