@@ -241,14 +241,14 @@ def read_folder(folder: str | Path,                   # one folder a class in it
     if bad := [name for name in found if not name.isascii() and "\\udc" in ascii(name)]:
         raise InputError(f"{folder / bad[0]}: the name is not UTF-8; give the folder another one")
     by_name = class_folders(folder, found)
-    wanted = tuple(map(spelled, classes or by_name))
-    if missing := sorted(set(wanted) - set(by_name)):
+    wanted = tuple(classes or (path.name for path in by_name.values()))
+    if missing := sorted(name for name in wanted if spelled(name) not in by_name):
         more = f" and {len(wanted) - 10} more" if len(wanted) > 10 else ""
         raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; "
                          f"it needs {', '.join(wanted[:10])}{more}")
-    files = [image_files(by_name[name], deep=True) for name in wanted]
+    files = [image_files(by_name[spelled(name)], deep=True) for name in wanted]
     for name, of_class in zip(wanted, files, strict=True):
-        if not of_class: raise no_picture(by_name[name])
+        if not of_class: raise no_picture(by_name[spelled(name)])
     labels = np.repeat(np.arange(len(wanted)), [len(of_class) for of_class in files])
     return Images([file for of_class in files for file in of_class], labels, wanted)
 

@@ -21,7 +21,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..base.device import pick_device, pick_precision
 from ..base.errors import InputError, brief
-from ..base.layouts import spelled
 from ..base.pictures import CLASSES
 from ..data import Recipe, usual_recipe
 from ..inference import Classifier, load_pretrained
@@ -196,8 +195,7 @@ def stored_classes(checkpoint: dict) -> tuple[str, ...]:
     if (last := checkpoint["model"].get("classifier.6.bias")) is None:
         raise InputError("the checkpoint's weights are not those of this AlexNet; give another")
     n = last.numel()
-    names = checkpoint.get("classes") or (CLASSES if n == len(CLASSES) else map(str, range(n)))
-    return tuple(map(spelled, names))
+    return tuple(checkpoint.get("classes") or (CLASSES if n == len(CLASSES) else map(str, range(n))))
 
 # %% ../../nbs/engine/checkpoint.ipynb #94d2b571
 def group_state(state: dict, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict:

@@ -37,9 +37,9 @@ def _tell(folder: Path, images: Images, most: int = 20 # lines, and classes told
         fewest = images.classes[counts.index(min(counts))]
         each = f"from {min(counts):,} ({fewest}) to {max(counts):,} each"
     print(one_line(f"{folder}: {len(images):,} pictures in {len(counts):,} classes: {each}"))
-    found, lines = folders_in(folder), []
+    found, known, lines = folders_in(folder), {*map(spelled, images.classes)}, []
     for place in found:
-        if spelled(place.name) not in images.classes:
+        if spelled(place.name) not in known:
             lines.append(f"{place}: passed over, for it is no class of the training pictures")
         elif passed := passed_over(place):
             lines.append(f"{place}: passed over {passed}; save them as JPEG or PNG, named .jpg or .png")
@@ -169,7 +169,7 @@ def check_words(args: argparse.Namespace) -> None:
 # %% ../../nbs/engine/inventory.ipynb #1948767d
 def _same_run(a: dict, b: dict) -> bool:
     "Whether two checkpoints may be of one run: nothing that both tell speaks against it."
-    def plain(x): return list(x) if isinstance(x, tuple) else x
+    def plain(x): return list(map(spelled, x)) if isinstance(x, (list, tuple)) else x
     pairs = [(plain(a.get(key)), plain(b.get(key))) for key in ("run", "seed", "classes", "data")]
     pairs.append(((a.get("config") or {}).get("model"), (b.get("config") or {}).get("model")))
     return all(None in pair or pair[0] == pair[1] for pair in pairs)

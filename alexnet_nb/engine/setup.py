@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..base.device import PRECISIONS, pick_device, pick_precision, set_seed
 from ..base.drawings import drawings
 from ..base.errors import InputError
-from ..base.layouts import find_layout
+from ..base.layouts import find_layout, same_names
 from ..base.pictures import Images, check_images, stack_pixels
 from ..base.weights import PRETRAINED
 from ..data import Recipe, colour_statistics, paper_recipe, usual_recipe
@@ -147,7 +147,7 @@ def gpu_ids(cfg: Config) -> list[int]:
 # %% ../../nbs/engine/setup.ipynb #457d2bec
 def _check_stored_classes(checkpoint: dict, classes: tuple[str, ...], where: str) -> None:
     "Raise `InputError` if a checkpoint names other classes than the data."
-    if "classes" in checkpoint and (names := stored_classes(checkpoint)) != classes:
+    if "classes" in checkpoint and not same_names(names := stored_classes(checkpoint), classes):
         raise InputError(f"{where}: its classes are {', '.join(classes)[:500]}; the checkpoint's are "
                          f"{', '.join(names)[:500]}; make them agree")
 
@@ -221,7 +221,7 @@ def starting_point(source: str, given: dict) -> tuple[Config, _Beginning]:
 # %% ../../nbs/engine/setup.ipynb #43b4d71c
 def _take_over(model: AlexNet, begin: _Beginning, classes: tuple[str, ...], frozen: str) -> None:
     "Put a network's weights into a new one, the last layer's only if it tells the same classes apart."
-    same = begin.classes == classes
+    same = same_names(begin.classes, classes)
     kept = {name: w for name, w in begin.weights.items() if same or not name.startswith("classifier.6.")}
     model.load_state_dict(kept, strict=same)
     layers = "all layers, fc8 too, for the classes are the same" if same else "all layers but fc8"

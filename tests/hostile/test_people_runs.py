@@ -491,7 +491,7 @@ def test_accents_in_two_spellings(a, b, tmp_path, capsys):
             name.rename(name.with_name(unicodedata.normalize(other, plain)))
     last = tmp_path / "out/models/alexnet_last.pkl"
     assert ends([*own(tmp_path / "out", root), "--resume", str(last)], capsys)[0] == 0
-    assert load_classifier(last).classes == ("cafz", "café")
+    assert layouts.same_names(load_classifier(last).classes, ("cafz", "café"))
 
 
 def test_a_checkpoint_with_the_other_spelling(tmp_path, capsys):
