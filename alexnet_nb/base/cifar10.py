@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InputError, one_line
+from .layouts import check_may_write
 from .output import Bar as tqdm
 from .pictures import CLASSES, Images, read_folder
 
@@ -69,6 +70,7 @@ def _fetch_cifar10(root: str | Path, sources=_CIFAR10_SOURCES, timeout: float = 
     except OSError as e:
         raise InputError(f"{path.parent}: cannot be made ({e.strerror}); "
                          "choose another data.data_dir") from None
+    check_may_write(path.parent, "choose another data.data_dir")
     tried = []
     for url in sources:
         try:
@@ -128,10 +130,11 @@ def _find_cifar10(root: str | Path, may_download: bool = True, sources=_CIFAR10_
     elif not archive.is_file() or archive.stat().st_size > _CIFAR10_MOST or _md5(archive) != _CIFAR10_MD5:
         raise InputError(f"{archive}: is not CIFAR-10's archive (its MD5 is not {_CIFAR10_MD5}); replace it "
                          "or move it away")
+    check_may_write(root, f"copy {archive.name} to another folder, and set data.data_dir to that")
     _unpack(archive, root)
 
 # %% ../../nbs/base/cifar10.ipynb #4de98d2e
-def read_cifar10(root: str | Path,          # holds the batches, the archive, or train/ and test/
+def read_cifar10(root: str | Path,          # holds, or is, the batches or the archive; or train/ and test/
                  train: bool = True,        # 50,000 training or 10,000 test images
                  may_download: bool = True,
                  train_dir: str = "train"   # the training folder's name, where images are files
@@ -139,14 +142,17 @@ def read_cifar10(root: str | Path,          # holds the batches, the archive, or
     "CIFAR-10: class folders if `root` has them, else batches. Raises `InputError` if missing or damaged."
     folder = Path(root) / (train_dir if train else "test")
     if folder.is_dir() or (Path(root) / train_dir).is_dir(): return read_folder(folder, CLASSES)
-    _find_cifar10(root, may_download)
+    batches = Path(root)
+    if not any((batches / name).is_file() for name in _CIFAR10_FILES[2:]):
+        if batches.name == _CIFAR10_ARCHIVE and batches.is_file(): batches = batches.parent
+        _find_cifar10(batches, may_download)
+        batches /= _CIFAR10_FOLDER
     from torchvision.datasets import CIFAR10  # here, because it takes seconds to import
     try:
-        if any(p.stat().st_size > _CIFAR10_MOST for p in (Path(root) / _CIFAR10_FOLDER).iterdir()):
-            raise OSError("too large")
+        if any(p.stat().st_size > _CIFAR10_MOST for p in batches.iterdir()): raise OSError("too large")
         # it unpickles, which can run code, so it first compares each batch with the MD5 that it knows
-        data = CIFAR10(root, train=train)
+        data = type("Batches", (CIFAR10,), {"base_folder": batches.name})(batches.parent, train=train)
     except (RuntimeError, OSError):
-        raise InputError(f"{Path(root) / _CIFAR10_FOLDER}: a batch is missing or damaged; remove the folder "
+        raise InputError(f"{batches}: a batch is missing or damaged; remove the folder "
                          "to unpack it again") from None
     return Images(data.data, np.array(data.targets))

@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import InputError, one_line
+from .layouts import class_folders, files_below, is_picture, no_classes, no_picture, spelled
 from .output import Bar as tqdm
 
 # %% ../../nbs/base/pictures.ipynb #52f35610
@@ -193,12 +194,12 @@ def open_rgb(path: str | Path,                   # an image file
         return use(image)
 
 # %% ../../nbs/base/pictures.ipynb #7bd1cd75
-def image_files(folder: str | Path # searched at its top level only
+def image_files(folder: str | Path,
+                deep: bool = False # with its sub-folders, as torchvision's `ImageFolder` reads them
                ) -> list[Path]:
     "The files of a folder whose suffix names an image format, in any case, sorted by name."
-    suffixes = Image.registered_extensions()
     shown = (p for p in Path(folder).iterdir() if not p.name.startswith("."))
-    return sorted(p for p in shown if p.suffix.lower() in suffixes)
+    return list(filter(is_picture, files_below(folder) if deep else sorted(shown)))
 
 # %% ../../nbs/base/pictures.ipynb #eacb9db6
 @dataclass(frozen=True)
@@ -235,19 +236,19 @@ def read_folder(folder: str | Path,                   # one folder a class in it
                          "to where the images are")
     names = (name for name in sorted(os.listdir(folder)) if not name.startswith("."))
     found = [name for name in names if os.path.isdir(folder / name)]
-    wanted = tuple(classes or found)
-    if not found: raise InputError(f"{folder}: is empty; it needs one folder of images a class")
+    if not found: raise InputError(f"{folder}: {no_classes(folder)}")
     # bytes that are no text: checkpoints hold text
     if bad := [name for name in found if not name.isascii() and "\\udc" in ascii(name)]:
         raise InputError(f"{folder / bad[0]}: the name is not UTF-8; give the folder another one")
-    if missing := sorted(set(wanted) - set(found)):
+    by_name = class_folders(folder, found)
+    wanted = tuple(classes or (path.name for path in by_name.values()))
+    if missing := sorted(name for name in wanted if spelled(name) not in by_name):
         more = f" and {len(wanted) - 10} more" if len(wanted) > 10 else ""
         raise InputError(f"{folder}: has no folder for the class {missing[0]!r}; "
                          f"it needs {', '.join(wanted[:10])}{more}")
-    files = [image_files(folder / name) for name in wanted]
+    files = [image_files(by_name[spelled(name)], deep=True) for name in wanted]
     for name, of_class in zip(wanted, files, strict=True):
-        if of_class: continue
-        raise InputError(f"{folder / name}: holds no image; put some there or take the folder away")
+        if not of_class: raise no_picture(by_name[spelled(name)])
     labels = np.repeat(np.arange(len(wanted)), [len(of_class) for of_class in files])
     return Images([file for of_class in files for file in of_class], labels, wanted)
 

@@ -68,6 +68,7 @@ class _Stored(BaseModel):
     classes: list[_ClassName] | tuple[_ClassName, ...] = []
     progress: _StoredProgress = _StoredProgress()
     recipe: _StoredRecipe | None = None
+    data: dict[str, list[_Count] | str] = {}  # counts a class, and a digest
     config: dict = {}
     optimizer: dict | None = None
     scheduler: dict | None = None

@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..base.errors import InputError, one_line
-from ..base.pictures import image_files, open_rgb
+from ..base.layouts import pictures_in
+from ..base.pictures import open_rgb
 from ..data import Recipe, prepare, prepare_batch
 from ..inference import UNSURE_BELOW, Classifier, cut_views, predict, probabilities, views_recipe
 from .allocator import reuse_memory
@@ -53,12 +54,14 @@ class _Prediction:
 
 # %% ../../nbs/engine/predict_command.ipynb #f11e387b
 def _folder_images(folder: str | Path) -> list[Path]:
-    "The image files of a folder, sorted. Raises `InputError` if it is missing or holds none."
+    "A folder's image files, or its sub-folders', sorted. Raises `InputError` if there are none."
     folder = Path(folder)
     if not os.path.exists(folder): raise InputError(f"{folder}: no such folder; check the path")
     if not os.path.isdir(folder): raise InputError(f"{folder}: is a file; use --image")
     try:
-        if files := image_files(folder): return files
+        files, word = pictures_in(folder)
+        if word: _complain(word)
+        if files: return files
     except OSError as e:
         raise InputError(f"{folder}: cannot be read ({e.strerror}); check its permissions") from None
     if passed := _passed_over(folder):

@@ -88,6 +88,7 @@ class Run:
     val: ImageLoader | DeviceLoader
     test: ImageLoader | DeviceLoader
     images: tuple[Images, Images]  # training and test
+    data: dict                     # by which a checkpoint recognises them
     folder: Path                   # logs of this run
     checkpoints: files.CheckpointFolder
     dtype: torch.dtype             # that the network multiplies in
@@ -231,7 +232,7 @@ def checkpoint_of(run: Run) -> dict:
     states |= dict(random=random, random_others=others) if others else dict(random=random)
     states |= dict(epoch=run.progress.epoch, total_steps=run.progress.step, seed=run.options.seed)
     states |= dict(progress=asdict(run.progress), config=run.options.config, run=run.folder.name)
-    return states | dict(classes=list(run.classes), recipe=asdict(run.recipe))
+    return states | dict(classes=list(run.classes), recipe=asdict(run.recipe), data=run.data)
 
 # %% ../../nbs/engine/run.ipynb #6fc35937
 def restore(run: Run, checkpoint: dict) -> None:

@@ -8,7 +8,6 @@ __all__ = ['options_of', 'make_recipe', 'run_device', 'gpu_ids', 'starting_point
 # %% ../../nbs/engine/setup.ipynb #17ad51d0
 import json
 import math
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +18,17 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..base.cifar10 import read_cifar10
 from ..base.device import PRECISIONS, pick_device, pick_precision, set_seed
 from ..base.drawings import drawings
 from ..base.errors import InputError
-from ..base.pictures import Images, check_images, image_files, read_folder, stack_pixels
+from ..base.layouts import find_layout, same_names
+from ..base.pictures import Images, check_images, stack_pixels
 from ..base.weights import PRETRAINED
-from ..data import Recipe, colour_statistics, paper_recipe, split, usual_recipe
+from ..data import Recipe, colour_statistics, paper_recipe, usual_recipe
 from ..model import AlexNet
 from ..train import make_optimizer, make_scheduler
 from . import checkpoint as saved
+from . import inventory
 from .allocator import reuse_memory
 from .checkpoint import architecture, build_model, stored_classes, stored_recipe
 from .config import Config, make_config, merge
@@ -51,47 +51,22 @@ def options_of(cfg: Config) -> Options:
 # %% ../../nbs/engine/setup.ipynb #dcd89805
 def _is_split(cfg: Config) -> bool:
     "Whether training and test pictures lie in the same folders and have to be told apart here."
-    return cfg.data.dataset == "ImageFolder" and not os.path.isdir(Path(str(cfg.data.data_dir)) / "test")
-
-
-def _part_of(asked: int | None, images: int) -> int:
-    "How many of them to hold out: as many as asked, if that is at most a quarter, else a tenth."
-    return asked if asked and 4 * asked <= images else max(1, images // 10)
-
-
-def _split_folder(cfg: Config) -> tuple[Images, Images]:
-    "Class folders, divided by seed. Raises `InputError` where a class has too few for that."
-    d, root, seed = cfg.data, Path(str(cfg.data.data_dir)), cfg.training.seed
-    where = root / cfg.paths.train_img_dir
-    if not os.path.isdir(where) and os.path.isdir(root):
-        if any(image_files(p) for p in root.iterdir() if os.path.isdir(p)): where = root
-    every = read_folder(where)
-    if (fewest := min(counts := np.bincount(every.labels).tolist())) < 5:
-        raise InputError(f"{where / every.classes[counts.index(fewest)]}: holds only {fewest}; without a "
-                         "test/ folder each class needs five images")
-    keep, test = split(every.labels, _part_of(d.test_images, len(every)), seed)
-    val = _part_of(d.val_images, len(keep))
-    print(f"{root}: has no test/ folder; by seed {seed}, {len(keep) - val} images to train on, {val} for "
-          f"validation, {len(test)} for the test")
-    return every.take(keep), every.take(test)
+    if cfg.data.dataset != "ImageFolder": return False
+    return find_layout(Path(str(cfg.data.data_dir)), cfg.paths.train_img_dir).test is None
 
 # %% ../../nbs/engine/setup.ipynb #f76ab3d9
 def _load_data(cfg: Config) -> tuple[Images, Images]:
     "The training and test images that a config names."
-    d, train_dir = cfg.data, cfg.paths.train_img_dir
+    d, t, train_dir = cfg.data, cfg.training, cfg.paths.train_img_dir
     assert d.data_dir  # a checked config names it
     if d.dataset == "drawings":
         sizes = (d.train_images or 5000) + d.val_images, d.test_images or 500
         if (many := sum(sizes)) > 100_000:
             raise InputError(f"data.train_images, val_images and test_images come to {many:,} drawings; "
                              "they are for trying out, 100,000 at most")
-        train, test = (drawings(n, 2 * cfg.training.seed + part) for part, n in enumerate(sizes))
-    elif d.dataset == "CIFAR10":
-        train, test = (read_cifar10(d.data_dir, part, d.download, train_dir) for part in (True, False))
-    elif _is_split(cfg): train, test = _split_folder(cfg)
-    else:
-        train = read_folder(Path(d.data_dir) / train_dir)
-        test = read_folder(Path(d.data_dir) / "test", train.classes)
+        train, test = (drawings(n, 2 * t.seed + part) for part, n in enumerate(sizes))
+    elif d.dataset == "CIFAR10": train, test = inventory.cifar10_parts(d.data_dir, train_dir, d.download)
+    else: train, test = inventory.read_parts(d.data_dir, train_dir, d.val_images, d.test_images, t.seed)
     if (n := len(train.classes)) != cfg.model.num_classes:
         name = d.dataset if d.dataset == "drawings" else d.data_dir
         raise InputError(f"{name}: has {n} classes, model.num_classes is {cfg.model.num_classes}; "
@@ -138,8 +113,8 @@ def _make_loaders(cfg: Config, images: tuple[Images, Images], recipe: Recipe, pi
     if size < world_size():
         raise InputError(f"training.batch_size is {size}, but {world_size()} processes share it; "
                          "enlarge it or start fewer")
-    val_images = _part_of(d.val_images, len(images[0])) if _is_split(cfg) else d.val_images
-    fit, held = split(images[0].labels, val_images, seed)
+    val_images = inventory.part_of(d.val_images, len(images[0])) if _is_split(cfg) else d.val_images
+    fit, held = inventory.hold_out(images[0], val_images, seed)
     fit = _limit(fit, images[0].labels, d.train_images)
     every = _limit(np.arange(len(images[1])), images[1].labels, d.test_images)
     batches = EpochBatches(fit, size, seed, d.drop_last, share)
@@ -175,7 +150,7 @@ def gpu_ids(cfg: Config) -> list[int]:
 # %% ../../nbs/engine/setup.ipynb #457d2bec
 def _check_stored_classes(checkpoint: dict, classes: tuple[str, ...], where: str) -> None:
     "Raise `InputError` if a checkpoint names other classes than the data."
-    if "classes" in checkpoint and (names := stored_classes(checkpoint)) != classes:
+    if "classes" in checkpoint and not same_names(names := stored_classes(checkpoint), classes):
         raise InputError(f"{where}: its classes are {', '.join(classes)[:500]}; the checkpoint's are "
                          f"{', '.join(names)[:500]}; make them agree")
 
@@ -249,7 +224,7 @@ def starting_point(source: str, given: dict) -> tuple[Config, _Beginning]:
 # %% ../../nbs/engine/setup.ipynb #43b4d71c
 def _take_over(model: AlexNet, begin: _Beginning, classes: tuple[str, ...], frozen: str) -> None:
     "Put a network's weights into a new one, the last layer's only if it tells the same classes apart."
-    same = begin.classes == classes
+    same = same_names(begin.classes, classes)
     kept = {name: w for name, w in begin.weights.items() if same or not name.startswith("classifier.6.")}
     model.load_state_dict(kept, strict=same)
     layers = "all layers, fc8 too, for the classes are the same" if same else "all layers but fc8"
@@ -271,6 +246,7 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     d, t, device, options = cfg.device, cfg.training, run_device(cfg), options_of(cfg)
     dtype, images = pick_precision(d.precision, device), by_leader(lambda: _load_data(cfg), then_all=True)
     if checkpoint: _check_stored_classes(checkpoint, images[0].classes, str(cfg.data.data_dir))
+    if checkpoint: inventory.check_identity(checkpoint.get("data"), images, str(cfg.data.data_dir))
     pixels = by_leader(lambda: _fitting_pixels(images, device, cfg.data.loader), then_all=True)
     choices = _choices(dtype, d.channels_last, pixels is None, begin)
     computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
@@ -282,6 +258,7 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     optimizer = _optimizer_of(cfg, model)
     pin = cfg.data.pin_memory and device.type == "cuda"
     train, val, test = _make_loaders(cfg, images, recipe, pin, pixels)
+    inventory.check_each_class(images[0], train.batch_sampler.indices)
     options = replace(options, val_images=len(val.batch_sampler.indices))
     stored = checkpoint.get("run") if checkpoint else None
     folder = options.log_dir / Path(stored).name if stored else _new_folder(options.log_dir)
@@ -290,7 +267,8 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
         scheduler=_schedule_of(cfg, optimizer), classes=images[0].classes, images=images, folder=folder,
         train=train, val=val, test=test, dtype=dtype, choices=choices | computing,
         checkpoints=CheckpointFolder(options.checkpoint_dir, options.output_dir / f"models_{folder.name}"),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        data=inventory.identity(images))
     seed_for_rank(options.seed, checkpoint.get("total_steps", 0) if checkpoint else 0)
     if checkpoint: restore(run, checkpoint)
     run.net = replicated(model, device)
@@ -302,11 +280,15 @@ def fit(cfg: Config,
         minutes: float = math.inf,       # stop, saved, after so many
         max_steps: float = math.inf,     # stop, saved, after so many updates in all
         show_bar: bool = True,           # a progress bar on stderr, or in a notebook below the cell
-        begin: _Beginning | None = None  # see `starting_point`
+        begin: _Beginning | None = None, # see `starting_point`
+        anew: bool = False               # replace an unfinished run that lies in the folder of checkpoints
        ) -> Result:
     "Train to the end, or until told to stop. Raises `InputError` before work begins, `RunError` after."
-    def make() -> Run: return start(cfg, checkpoint, begin)
-    return train_to_the_end(options_of(cfg), make, minutes, max_steps, show_bar)
+    options = options_of(cfg)
+    def make() -> Run:
+        if not anew: by_leader(lambda: inventory.check_unfinished(options.checkpoint_dir, checkpoint))
+        return start(cfg, checkpoint, begin)
+    return train_to_the_end(options, make, minutes, max_steps, show_bar)
 
 # %% ../../nbs/engine/setup.ipynb #63b5b200
 _MAY_CHANGE = {"training.num_epochs", "training.checkpoint_minutes", "data.data_dir", "data.download",

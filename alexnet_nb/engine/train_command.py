@@ -19,6 +19,7 @@ from .checkpoint import read_checkpoint
 from .command import run_command
 from .config import given_values, load_config, make_config, to_yaml
 from .files import check_writable, launch_name, read_held, save_json
+from .inventory import add_words, check_words
 from .processes import find_world, launch, leader, process_group
 from .setup import fit, gpu_ids, options_of, resume_config, run_device, starting_point
 
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--start-from", "NET", "begin with the weights of another network, for new classes: cifar10, a "
         "checkpoint or a .safetensors file", type=expand)
     add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
+    add_words(parser)
     add("--minutes", "MINUTES", "stop after so many minutes, saved, to be resumed", type=_minutes,
         default=math.inf)
     add("--results", "FILE", "also write what came of it to this JSON file", type=expand)
@@ -68,6 +70,7 @@ def _train(args: argparse.Namespace) -> int:
     cfg, checkpoint, begin = load_config(args.config, args.set), None, None
     if path := _to_resume(args, options_of(cfg).checkpoint_dir):
         checkpoint = read_checkpoint(path)
+        if args.other_data: checkpoint.pop("data", None)
         cfg = resume_config(checkpoint, given)
         done, epochs = checkpoint.get("epoch", 0), options_of(cfg).epochs
         if done >= epochs and checkpoint.get("progress", {}).get("finished", True):
@@ -79,7 +82,7 @@ def _train(args: argparse.Namespace) -> int:
             raise InputError(f"{args.results}: is a folder; --results takes a file")
         check_writable(Path(args.results).parent, where="for --results")
     print(to_yaml(cfg))
-    result = fit(cfg, checkpoint, args.minutes, begin=begin)
+    result = fit(cfg, checkpoint, args.minutes, begin=begin, anew=args.anew)
     if args.results and leader(): save_json(Path(args.results), result.summary, "--results")
     return result.exit_code
 
@@ -99,6 +102,7 @@ def _in_group(args: argparse.Namespace, argv: list[str]) -> int:
     world = find_world()
     try:
         _check_start(args)
+        check_words(args)
         cfg = _device_config(args)
         if world is None and len(ids := gpu_ids(cfg)) > 1:
             pick_device(True, ids, 0)  # an id that is not there is said once, here
