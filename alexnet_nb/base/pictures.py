@@ -184,8 +184,7 @@ def open_rgb(path: str | Path,                   # an image file
     def read(bare: bool) -> Image.Image:
         stack.close()  # a second try waits for a turn of its own
         with _opened(path, bare) as image:
-            if image.width * image.height > 2**20:
-                stack.enter_context(_SPACE.take(image.width * image.height))
+            if (size := image.width * image.height) > 2**20: stack.enter_context(_SPACE.take(size))
             image.load()
             _check_size(path, image)   # an icon can hold another size than it claims
             return _to_rgb(image)
