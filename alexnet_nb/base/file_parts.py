@@ -165,11 +165,12 @@ def second_try(read: Callable[[bool], Image.Image] # reads a picture, without me
     "What `read(False)` gives; if it fails, and metadata may be to blame, what `read(True)` gives."
     try: return read(False)
     except (InputError, MemoryError, Image.DecompressionBombError): raise
-    except Exception as e:
-        # with these letters Pillow names its limits on what a text or a profile may unpack to
-        if "MAX_TEXT_" not in str(e):
-            with suppress(Exception): return read(True)
-        raise
+    except Exception as e: failed = e.with_traceback(None)
+    failed.__context__ = failed.__cause__ = None  # they would hold on to a picture, perhaps a large one
+    # with these letters Pillow names its limits on what a text or a profile may unpack to
+    if "MAX_TEXT_" not in str(failed):
+        with suppress(Exception): return read(True)
+    raise failed
 
 
 def open_image(path: str | Path, formats: list[str], bare: bool = False) -> Image.Image:

@@ -4,6 +4,7 @@ import re
 import struct
 import time
 import warnings
+import weakref
 import zlib
 
 import hostile_files as hostile
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from alexnet_nb.base import fonts, pictures, plots
+from alexnet_nb.base import file_parts, fonts, pictures, plots
 from common import refused
 
 SCENE = hostile.scene("RGB", (40, 24))
@@ -148,6 +149,18 @@ def test_a_large_file_with_broken_metadata(tmp_path):
         pictures.check_images(pictures.Images([tmp_path / name], np.array([0]), ("x",)))
         assert pictures.open_rgb(tmp_path / name).size == noise.size
     assert pictures._SPACE.taken == 0
+
+
+def test_a_second_try_holds_no_picture_of_the_first():
+    class Picture: pass
+    held = []
+    def read(bare):
+        if bare: return [one() for one in held]
+        picture = Picture()
+        held.append(weakref.ref(picture))
+        try: raise KeyError(picture)
+        except KeyError: raise ValueError("damaged") from None
+    assert file_parts.second_try(read) == [None]
 
 
 DAMAGED = {
