@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import InputError, one_line
+from .file_parts import jpeg_passes, open_image, second_try, sixteen_bits, turned_upright
 from .layouts import class_folders, files_below, is_picture, no_classes, no_picture, spelled
 from .output import Bar as tqdm
 
@@ -48,10 +48,8 @@ def _part_to_rgb(image: Image.Image, deep: bool) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     "The first frame, upright, as 8-bit RGB: transparency goes on white, 16-bit values are scaled."
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
-        image = ImageOps.exif_transpose(image)
-    highest = image.getextrema()[1] if image.mode in ("I", "F") else None
-    deep = image.mode.startswith("I;16") or (isinstance(highest, (int, float)) and highest > 255)
+    image = sixteen_bits(turned_upright(image))
+    deep = image.mode.startswith("I;16")
     # a large picture strip by strip: what lies between needs up to eight times its memory
     rows = max(1, 2**22 // max(1, image.width))
     if rows >= image.height: return _part_to_rgb(image, deep)
@@ -134,15 +132,17 @@ def _check_size(path: str | Path, image: Image.Image) -> None:
 def _check_passes(path: str | Path, image: Image.Image) -> None:
     "Raise `InputError` for a JPEG that goes over its pixels more often than any camera or program asks for."
     if image.format not in ("JPEG", "MPO", "BLP") or image.width * image.height < 2**18: return
-    with open(path, "rb") as f:  # a pass begins with these two bytes
-        passes = sum(block.count(b"\xff\xda") for block in iter(partial(f.read, 2**20), b""))
-    if passes * image.width * image.height > 2**31:
-        raise InputError(f"{path}: a JPEG in {passes} passes over {image.width} x {image.height} pixels; "
+    most = 2**31 // (image.width * image.height)
+    with open(path, "rb") as f:
+        # a texture of games holds one somewhere: there everything that looks like a pass is counted
+        passes = f.read().count(b"\xff\xda") if image.format == "BLP" else jpeg_passes(f, most)
+    if passes > most:
+        raise InputError(f"{path}: a JPEG in over {most} passes over {image.width} x {image.height} pixels; "
                          "save it again")
 
 # %% ../../nbs/base/pictures.ipynb #246400be
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, bare: bool = False) -> Iterator[Image.Image]:
     "A picture of which only the header has been read, and found good."
     about = os.stat(path)
     if stat.S_ISDIR(about.st_mode): raise InputError(f"{path}: is a folder, not an image; use --image-dir")
@@ -153,7 +153,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: {about.st_size:,} bytes are too many for a picture; shrink it first")
     Image.init()
     formats = [form for form in Image.ID if form not in _OTHER_PROGRAMS]
-    with _QUIET, Image.open(path, formats=formats) as image:
+    with _QUIET, open_image(path, formats, bare) as image:
         _check_size(path, image)
         _check_passes(path, image)
         yield image
@@ -182,14 +182,16 @@ def open_rgb(path: str | Path,                   # an image file
              use: Callable = lambda image: image # what to make of it before another large one may be opened
             ) -> Any: # what `use` gives: a Pillow image, unless told otherwise
     "An image file as upright 8-bit RGB. Raises `InputError` that names the file and what is wrong with it."
+    def read(bare: bool) -> Image.Image:
+        stack.close()  # a second try waits for a turn of its own
+        with _opened(path, bare) as image:
+            if (size := image.width * image.height) > 2**20: stack.enter_context(_SPACE.take(size))
+            image.load()
+            _check_size(path, image)   # an icon can hold another size than it claims
+            return _to_rgb(image)
+
     with ExitStack() as stack:
-        try:
-            with _opened(path) as image:
-                if image.width * image.height > 2**20:
-                    stack.enter_context(_SPACE.take(image.width * image.height))
-                image.load()
-                _check_size(path, image)   # an icon can hold another size than it claims
-                image = _to_rgb(image)
+        try: image = second_try(read)
         except Exception as e: raise _in_words(path, e) from None
         return use(image)
 

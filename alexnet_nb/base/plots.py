@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .errors import one_line
+from .fonts import label_fonts, showable
 
 # %% ../../nbs/base/plots.ipynb #11c8b597
 def draw_curves(steps: list[dict],  # lines of steps.jsonl
@@ -45,8 +46,8 @@ def kernel_grid(weight: Tensor # conv1's, (96, 3, 11, 11)
 
 # %% ../../nbs/base/plots.ipynb #9eab0597
 def fitting_label(name: str, most: int = 24) -> str:
-    "A class name that fits beside a figure and holds nothing but visible signs."
-    name = one_line(name)
+    "A class name that fits beside a figure and holds nothing but signs that some font here can show."
+    name = showable(one_line(name))
     return name if len(name) <= most else name[:most - 1] + "…"
 
 # %% ../../nbs/base/plots.ipynb #cd8fa6b2
@@ -60,6 +61,7 @@ def matrix_figure(counts: Tensor, classes: tuple[str, ...]):
     ax.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 40:
         names = [fitting_label(name) for name in classes]
-        ax.set_xticks(range(len(classes)), names, rotation=45, ha="right", parse_math=False)
-        ax.set_yticks(range(len(classes)), names, parse_math=False)
+        fonts = label_fonts("".join(names))
+        ax.set_xticks(range(len(classes)), names, rotation=45, ha="right", parse_math=False, family=fonts)
+        ax.set_yticks(range(len(classes)), names, parse_math=False, family=fonts)
     return fig

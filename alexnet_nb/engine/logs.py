@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..base.fonts import label_fonts
 from ..base.pictures import Images
 from ..base.plots import fitting_label, kernel_grid, matrix_figure
 from ..train import Evaluation, confusion_matrix
@@ -129,7 +130,8 @@ def _prediction_figure(images: Images, classes: tuple[str, ...], result: Evaluat
         says, truth = int(result.probabilities[j].argmax()), int(result.labels[j])
         ax.imshow(images[int(result.indices[j])])
         wrong = "" if says == truth else f"\n(is {fitting_label(classes[truth])})"
-        ax.set_title(fitting_label(classes[says]) + wrong, fontsize=8, parse_math=False)
+        title = fitting_label(classes[says]) + wrong
+        ax.set_title(title, fontsize=8, parse_math=False, family=label_fonts(title))
         ax.axis("off")
     return fig
 
