@@ -31,7 +31,7 @@ from ..base.pictures import open_rgb
 from ..data import Recipe, prepare, prepare_batch
 from ..inference import UNSURE_BELOW, Classifier, cut_views, predict, probabilities, views_recipe
 from .allocator import reuse_memory
-from .arguments import Parser, expand
+from .arguments import Parser, count, expand
 from .checkpoint import load_classifier
 from .command import run_command
 from .config import given_values, prediction_options
@@ -160,12 +160,6 @@ def _write_csv(predictions: Iterable[_Prediction], classes: tuple[str, ...], out
         if p.error: write([p.path, "", *[""] * len(classes), "", p.error])
         else: write([p.path, p.ranked(classes)[0][0], *p.probabilities, str(p.unsure).lower(), ""])
 
-# %% ../../nbs/engine/predict_command.ipynb #7cce5082
-def _whole(text: str) -> int:
-    "A whole number above 0."
-    if text.isdecimal() and 0 < int(text[:9]): return int(text[:9])
-    raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-
 # %% ../../nbs/engine/predict_command.ipynb #de2320d1
 def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_predict`."
@@ -182,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--show-all-probs", action="store_true", help="every class, not only the best")
-    shown.add_argument("--top", type=_whole, metavar="K", help="the K best classes, not only the best")
+    shown.add_argument("--top", type=count, metavar="K", help="the K best classes, not only the best")
     parser.add_argument("--ten-views", action="store_true",
                         help="average ten views of each image, as the paper does")
     form = parser.add_mutually_exclusive_group()

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base.device import pick_device
 from ..base.errors import InputError
 from ..train import Diverged
-from .arguments import Parser, expand
+from .arguments import Parser, expand, minutes
 from .checkpoint import read_checkpoint
 from .command import run_command
 from .config import given_values, load_config, make_config, to_yaml
@@ -22,14 +22,6 @@ from .files import check_writable, launch_name, read_held, save_json
 from .inventory import add_words, check_words
 from .processes import find_world, launch, leader, process_group
 from .setup import fit, gpu_ids, options_of, resume_config, run_device, starting_point
-
-# %% ../../nbs/engine/train_command.ipynb #86c9a996
-def _minutes(text: str) -> float:
-    "A number above 0."
-    try: value = float(text)
-    except ValueError: value = math.nan
-    if not value > 0: raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
 
 # %% ../../nbs/engine/train_command.ipynb #6fc723b9
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint or a .safetensors file", type=expand)
     add("--set", "SECTION.KEY=VALUE", "change one value; may be given often", action="append", default=[])
     add_words(parser)
-    add("--minutes", "MINUTES", "stop after so many minutes, saved, to be resumed", type=_minutes,
+    add("--minutes", "MINUTES", "stop after so many minutes, saved, to be resumed", type=minutes,
         default=math.inf)
     add("--results", "FILE", "also write what came of it to this JSON file", type=expand)
     return parser
