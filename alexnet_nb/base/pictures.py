@@ -14,8 +14,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from .errors import InputError, one_line
+from .reading import read_all
 
 # %% ../../nbs/base/pictures.ipynb #52f35610
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -252,44 +251,48 @@ def read_folder(folder: str | Path,                   # one folder a class in it
     return Images([file for of_class in files for file in of_class], labels, wanted)
 
 # %% ../../nbs/base/pictures.ipynb #0c4e77cc
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+
 def _check_file(path: Path) -> None:
-    "Decode a small file, read the header of a large one."
+    "Decode a file; of a large one the header is enough, if it has its end."
     try:
         if os.path.getsize(path) >= 2**16:
-            with _opened(path): return
+            with _opened(path) as image, open(path, "rb") as file:
+                file.seek(-2**16, os.SEEK_END)
+                if (end := _ENDS.get(image.format or "")) and end in file.read(): return
     except Exception as e: raise _in_words(path, e) from None
     open_rgb(path)
 
 
-def check_images(images: Images) -> None:
-    "Read every file once (large ones: their headers), so that a broken one is named before work begins."
-    if isinstance(images.items, np.ndarray): return
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = pool.map(_check_file, images.items)
-        list(tqdm(checked, "checking images", len(images), leave=False, disable=len(images) < 5000))
+def check_images(*sets: Images) -> None:
+    "Look at every file once, so that each broken one is named before work begins. Raises `InputError`."
+    files = [path for one in sets if not isinstance(one.items, np.ndarray) for path in one.items]
+    for _ in read_all(_check_file, files, "checking images"): pass
 
 # %% ../../nbs/base/pictures.ipynb #6d53a2fe
-def stack_pixels(images: Images, most_bytes: int) -> torch.Tensor | None:
-    "All as uint8 (N, 3, H, W); None if sizes differ or it is too much. Raises `InputError` for a bad file."
-    width, height = images[0].size
+def stack_pixels(images: Images, most_bytes: int,
+                 use: Callable | None = None  # what to make of each picture before it is kept
+                ) -> torch.Tensor | None:
+    "All as uint8 (N, 3, H, W); None if sizes differ or it is too much. Raises `InputError` for bad files."
+    items, n, pixels = images.items, len(images), None
     # the few that are huge are better read when asked for
-    if 3 * height * width * len(images) > most_bytes or height * width > 2**24: return None
-    if isinstance(images.items, np.ndarray):
-        return torch.from_numpy(images.items).permute(0, 3, 1, 2).contiguous()
-    pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8)
+    def too_much(one: np.ndarray) -> bool: return one.nbytes * n > most_bytes or one.size > 3 * 2**24
 
-    def read(i: int) -> bool:
-        picture = torch.from_numpy(np.array(images[i])).permute(2, 0, 1)
-        if same := picture.shape == pixels.shape[1:]: pixels[i] = picture
-        return same
+    if use is None and isinstance(items, np.ndarray):
+        return None if too_much(items[0]) else torch.from_numpy(items).permute(0, 3, 1, 2).contiguous()
 
-    n = len(images)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        alike = pool.map(read, range(n))
-        with tqdm(alike, "reading images", n, leave=False, disable=n < 5000) as bar:
-            if all(bar): return pixels
-        pool.shutdown(cancel_futures=True)
-    return None
+    def read(i: int) -> np.ndarray:
+        one, make = items[i], use or (lambda image: image)
+        made = make(Image.fromarray(one)) if isinstance(one, np.ndarray) else open_rgb(one, make)
+        return np.asarray(made).transpose(2, 0, 1)
+
+    with closing(read_all(read, range(n), "reading images")) as pictures:
+        for i, one in enumerate(pictures):
+            if pixels is None and not too_much(one): pixels = np.empty((n, *one.shape), np.uint8)
+            if pixels is None or one.shape != pixels.shape[1:]: return None
+            pixels[i] = one
+    return torch.from_numpy(pixels)
 
 # %% ../../nbs/base/pictures.ipynb #da85d5d6
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def run_command(name: str,                # for the error line
         return code
     except InputError as e: code, said = 2, str(e)
     except RunError as e: code, said = 1, str(e)
-    except KeyboardInterrupt: code, said = 130, "stopped"
+    except KeyboardInterrupt as e: code, said = 128 + (*e.args, 2)[0], "stopped"
     except (MemoryError, OSError, RuntimeError) as e:
         if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.ENOSPC): _let_output_go()
         if isinstance(e, BrokenPipeError): return 1
