@@ -6,7 +6,9 @@
 __all__ = ['run_command']
 
 # %% ../../nbs/engine/command.ipynb #22dd1d55
+import atexit
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -32,6 +34,7 @@ def run_command(name: str,                # for the error line
                 work: Callable[[], int]   # returns the exit code
                ) -> int:
     "Run a command and turn what goes wrong into one line on stderr and an exit code."
+    atexit.register(gc.freeze)  # else the end waits a second for the collector to look at all there is
     try:
         code = work()
         sys.stdout.flush()
