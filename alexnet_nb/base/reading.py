@@ -40,7 +40,7 @@ def read_all(work: Callable, items: Sequence, what: str) -> Generator[Any, None,
         except InputError as e: return e
     wrong, found = [], read_ahead(tried, items, 16 * (os.cpu_count() or 1))
     try:
-        for one in tqdm(found, what, len(items), leave=False, disable=len(items) < 5000):
+        for one in tqdm(found, what, len(items), leave=False, delay=2):
             if isinstance(one, InputError): wrong.append(str(one))
             else: yield one
     finally: found.close()

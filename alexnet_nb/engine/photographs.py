@@ -68,8 +68,8 @@ def needs_pipes(workers: int, batch_bytes: int) -> bool:
     return True
 
 # %% ../../nbs/engine/photographs.ipynb #e3c2704b
-_NO_GUARD = ("each process that loads images imports this script, and would begin to train here as well; put it "
-             'under `if __name__ == "__main__":`, or set data.num_workers=0')
+_NO_GUARD = ("each process that loads images imports this script, and would begin to train here as well; put "
+             'it under `if __name__ == "__main__":`, or set data.num_workers=0')
 
 
 def _unguarded() -> str | None:

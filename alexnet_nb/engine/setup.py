@@ -269,8 +269,16 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     d, t, device, options = cfg.device, cfg.training, run_device(cfg), options_of(cfg)
     dtype, images = pick_precision(d.precision, device), by_leader(lambda: _load_data(cfg), then_all=True)
     if checkpoint: _check_stored_classes(checkpoint, images[0].classes, str(cfg.data.data_dir))
-    recipe = begin.recipe if begin and begin.recipe else _recipe(cfg, checkpoint, images[0])
-    pixels = by_leader(lambda: _fitting_pixels(images, recipe, device, cfg.data.loader), then_all=True)
+
+    def look() -> tuple[Recipe, list[Tensor] | None]:
+        try:
+            recipe = begin.recipe if begin and begin.recipe else _recipe(cfg, checkpoint, images[0])
+            return recipe, _fitting_pixels(images, recipe, device, cfg.data.loader)
+        except InputError:
+            check_images(*images)  # it names every broken file, of both sets
+            raise
+
+    recipe, pixels = by_leader(look, then_all=True)
     choices = _choices(dtype, d.channels_last, pixels is None, begin)
     computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms
