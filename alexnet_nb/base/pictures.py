@@ -276,21 +276,23 @@ def stack_pixels(images: Images, most_bytes: int,
                 ) -> torch.Tensor | None:
     "All as uint8 (N, 3, H, W); None if sizes differ or it is too much. Raises `InputError` for bad files."
     items, n, pixels = images.items, len(images), None
-    # the few that are huge are better read when asked for
-    def too_much(one: np.ndarray) -> bool: return one.nbytes * n > most_bytes or one.size > 3 * 2**24
-
+    most = min(2**24, most_bytes // (3 * n))  # the few that are huge are better read when asked for
     if use is None and isinstance(items, np.ndarray):
-        return None if too_much(items[0]) else torch.from_numpy(items).permute(0, 3, 1, 2).contiguous()
+        if items.shape[1] * items.shape[2] > most: return None
+        return torch.from_numpy(items).permute(0, 3, 1, 2).contiguous()
 
-    def read(i: int) -> np.ndarray:
-        one, make = items[i], use or (lambda image: image)
-        made = make(Image.fromarray(one)) if isinstance(one, np.ndarray) else open_rgb(one, make)
-        return np.asarray(made).transpose(2, 0, 1)
+    def kept(image: Image.Image) -> np.ndarray | None:
+        if use: image = use(image)
+        return np.asarray(image).transpose(2, 0, 1) if image.width * image.height <= most else None
+
+    def read(i: int) -> np.ndarray | None:
+        one = items[i]
+        return kept(Image.fromarray(one)) if isinstance(one, np.ndarray) else open_rgb(one, kept)
 
     with closing(read_all(read, range(n), "reading images")) as pictures:
         for i, one in enumerate(pictures):
-            if pixels is None and not too_much(one): pixels = np.empty((n, *one.shape), np.uint8)
-            if pixels is None or one.shape != pixels.shape[1:]: return None
+            if pixels is None and one is not None: pixels = np.empty((n, *one.shape), np.uint8)
+            if pixels is None or one is None or one.shape != pixels.shape[1:]: return None
             pixels[i] = one
     return torch.from_numpy(pixels)
 
