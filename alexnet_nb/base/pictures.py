@@ -268,7 +268,9 @@ def _check_file(path: Path) -> None:
 def check_images(*sets: Images) -> None:
     "Look at every file once, so that each broken one is named before work begins. Raises `InputError`."
     files = [path for one in sets if not isinstance(one.items, np.ndarray) for path in one.items]
-    for _ in read_all(_check_file, files, "checking images"): pass
+    try:
+        for _ in read_all(_check_file, files, "checking images"): pass
+    finally: _give_back()
 
 # %% ../../nbs/base/pictures.ipynb #6d53a2fe
 def stack_pixels(images: Images, most_bytes: int,
@@ -289,6 +291,8 @@ def stack_pixels(images: Images, most_bytes: int,
         one = items[i]
         return kept(Image.fromarray(one)) if isinstance(one, np.ndarray) else open_rgb(one, kept)
 
+    with suppress(InputError):  # it is named below, together with the others
+        if read(0) is None: return None
     with closing(read_all(read, range(n), "reading images")) as pictures:
         for i, one in enumerate(pictures):
             if pixels is None and one is not None: pixels = np.empty((n, *one.shape), np.uint8)
