@@ -14,8 +14,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor
 from .errors import InputError, one_line
 from .file_parts import jpeg_passes, open_image, second_try, sixteen_bits, turned_upright
 from .layouts import class_folders, files_below, is_picture, no_classes, no_picture, spelled
-from .output import Bar as tqdm
+from .reading import read_all
 
 # %% ../../nbs/base/pictures.ipynb #52f35610
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -255,44 +254,54 @@ def read_folder(folder: str | Path,                   # one folder a class in it
     return Images([file for of_class in files for file in of_class], labels, wanted)
 
 # %% ../../nbs/base/pictures.ipynb #0c4e77cc
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+
 def _check_file(path: Path) -> None:
-    "Decode a small file, read the header of a large one."
+    "Decode a file; of a large one the header is enough, if it has its end."
     try:
         if os.path.getsize(path) >= 2**16:
-            with _opened(path): return
+            with _opened(path) as image, open(path, "rb") as file:
+                file.seek(-2**16, os.SEEK_END)
+                if (end := _ENDS.get(image.format or "")) and end in file.read(): return
     except Exception as e: raise _in_words(path, e) from None
     open_rgb(path)
 
 
-def check_images(images: Images) -> None:
-    "Read every file once (large ones: their headers), so that a broken one is named before work begins."
-    if isinstance(images.items, np.ndarray): return
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = pool.map(_check_file, images.items)
-        list(tqdm(checked, "checking images", len(images), leave=False, disable=len(images) < 5000))
+def check_images(*sets: Images) -> None:
+    "Look at every file once, so that each broken one is named before work begins. Raises `InputError`."
+    files = [path for one in sets if not isinstance(one.items, np.ndarray) for path in one.items]
+    try:
+        for _ in read_all(_check_file, files, "checking images"): pass
+    finally: _give_back()
 
 # %% ../../nbs/base/pictures.ipynb #6d53a2fe
-def stack_pixels(images: Images, most_bytes: int) -> torch.Tensor | None:
-    "All as uint8 (N, 3, H, W); None if sizes differ or it is too much. Raises `InputError` for a bad file."
-    width, height = images[0].size
-    # the few that are huge are better read when asked for
-    if 3 * height * width * len(images) > most_bytes or height * width > 2**24: return None
-    if isinstance(images.items, np.ndarray):
-        return torch.from_numpy(images.items).permute(0, 3, 1, 2).contiguous()
-    pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8)
+def stack_pixels(images: Images, most_bytes: int,
+                 use: Callable | None = None  # what to make of each picture before it is kept
+                ) -> torch.Tensor | None:
+    "All as uint8 (N, 3, H, W); None if sizes differ or it is too much. Raises `InputError` for bad files."
+    items, n, pixels = images.items, len(images), None
+    most = min(2**24, most_bytes // (3 * n))  # the few that are huge are better read when asked for
+    if use is None and isinstance(items, np.ndarray):
+        if items.shape[1] * items.shape[2] > most: return None
+        return torch.from_numpy(items).permute(0, 3, 1, 2).contiguous()
 
-    def read(i: int) -> bool:
-        picture = torch.from_numpy(np.array(images[i])).permute(2, 0, 1)
-        if same := picture.shape == pixels.shape[1:]: pixels[i] = picture
-        return same
+    def kept(image: Image.Image) -> np.ndarray | None:
+        if use: image = use(image)
+        return np.asarray(image).transpose(2, 0, 1) if image.width * image.height <= most else None
 
-    n = len(images)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        alike = pool.map(read, range(n))
-        with tqdm(alike, "reading images", n, leave=False, disable=n < 5000) as bar:
-            if all(bar): return pixels
-        pool.shutdown(cancel_futures=True)
-    return None
+    def read(i: int) -> np.ndarray | None:
+        one = items[i]
+        return kept(Image.fromarray(one)) if isinstance(one, np.ndarray) else open_rgb(one, kept)
+
+    with suppress(InputError):  # it is named below, together with the others
+        if read(0) is None: return None
+    with closing(read_all(read, range(n), "reading images")) as pictures:
+        for i, one in enumerate(pictures):
+            if pixels is None and one is not None: pixels = np.empty((n, *one.shape), np.uint8)
+            if pixels is None or one is None or one.shape != pixels.shape[1:]: return None
+            pixels[i] = one
+    return torch.from_numpy(pixels)
 
 # %% ../../nbs/base/pictures.ipynb #da85d5d6
 @dataclass(frozen=True)

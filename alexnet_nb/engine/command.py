@@ -6,7 +6,9 @@
 __all__ = ['run_command']
 
 # %% ../../nbs/engine/command.ipynb #22dd1d55
+import atexit
 import errno
+import gc
 import sys
 from collections.abc import Callable
 
@@ -28,6 +30,7 @@ def run_command(name: str,                # for the error line
                 answers: bool = False     # stdout is what the command is for: if it breaks, the work ends
                ) -> int:
     "Run a command and turn what goes wrong into one line on stderr and an exit code."
+    atexit.register(gc.freeze)  # else the end waits a second for the collector to look at all there is
     with steady_output(answers):
         try:
             code = work()
@@ -35,7 +38,7 @@ def run_command(name: str,                # for the error line
             return code
         except InputError as e: code, said = 2, str(e)
         except RunError as e: code, said = 1, str(e)
-        except KeyboardInterrupt: code, said = 130, "stopped"
+        except KeyboardInterrupt as e: code, said = 128 + (*e.args, 2)[0], "stopped"
         except (MemoryError, OSError, RuntimeError) as e:
             if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.ENOSPC): let_go(sys.stdout)
             if isinstance(e, BrokenPipeError): return 1

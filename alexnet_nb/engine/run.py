@@ -40,6 +40,7 @@ from .baseline import linear_accuracy
 from .checkpoint import random_state, restore_optimizer, restore_schedule, set_random_state
 from .loaders import DeviceLoader, ImageLoader
 from .logs import Log, NoLog, read_log, tested, write_hparams, write_panels
+from .photographs import WorkerError, worker_trouble
 from .signals import StopFlag, Stopped, stop_on_signals
 
 # %% ../../nbs/engine/run.ipynb #a947d91c
@@ -95,6 +96,7 @@ class Run:
     scaler: torch.amp.GradScaler   # of the loss, where that is float16
     choices: dict                  # what was chosen for speed
     progress: RunProgress = field(default_factory=RunProgress)
+    saved: bool = False            # a checkpoint, by this run
 
     @property
     def steps_an_epoch(self) -> int: return self.train.batch_sampler.whole
@@ -268,6 +270,7 @@ def save_last(run: Run, accuracy: float = -1.0 # on the validation images, at th
         files.save_checkpoint(best_one if best else last, checkpoint)
         if best: files.copy_checkpoint(best_one, last)
     group.by_leader(lambda: run.checkpoints.save(write))
+    run.saved = True
 
 # %% ../../nbs/engine/run.ipynb #e3742fdb
 def train_all(run: Run, log: Log, flag: StopFlag, max_steps: float = math.inf, show_bar: bool = True,
@@ -348,29 +351,30 @@ def _finish(run: Run, log: Log, began: float, after_batch: Callable[[], None]) -
     return summary or {}
 
 # %% ../../nbs/engine/run.ipynb #753a04c9
-def _explain(error: Exception, batch_size: int) -> str | None:
+def _explain(error: Exception, batch_size: int, go_on: str = "") -> str | None:
     "One line for what goes wrong while a run computes; None for what we know nothing about."
     text = str(error).strip()
     if isinstance(error, InputError):  # from a worker it comes wrapped in the text of a traceback
-        line = text.splitlines()[-1].rpartition("InputError: ")[2]
-        return f"{line}; mend the file, then go on with --resume"
+        return f"{text.splitlines()[-1].rpartition('InputError: ')[2]}; mend the file{go_on}"
+    if isinstance(error, WorkerError): return text + go_on
     if out_of_memory(error):
         return f"out of memory with batches of {batch_size} images; halve training.batch_size"
-    if "DataLoader worker (pid" in text:  # raised wherever the main process is, often in the middle of a step
-        said = text.splitlines()[0].rstrip(". ")
-        cure = "lower data.num_workers, then go on with --resume"
-        return f"a process that loads images has died ({said}); {cure}"
+    # torch raises it wherever the main process is, often in the middle of a step
+    if line := worker_trouble(error): return line + go_on
     if not group.lost_peer(error): return None
-    return "another process of this run has ended, see what it said; go on with --resume"
+    return f"another process of this run has ended, see what it said{go_on}"
 
 # %% ../../nbs/engine/run.ipynb #dfdf2118
 @contextmanager
-def plain_errors(batch_size: int) -> Iterator[None]:
+def plain_errors(batch_size: int, run: Run | None = None # that can be resumed, once it has saved something
+                ) -> Iterator[None]:
     "Turns what has an explanation into a `RunError`."
     try: yield
-    except (RunError, Stopped): raise
-    except (InputError, RuntimeError, MemoryError) as e:
-        if (line := _explain(e, batch_size)) is None: raise
+    except (InputError, RuntimeError, MemoryError, Stopped) as e:
+        if isinstance(e, (RunError, Stopped)) and not isinstance(e, WorkerError): raise
+        last = run.checkpoints.now / "alexnet_last.pkl" if run and run.saved else None
+        line = _explain(e, batch_size, f", then go on with --resume {quoted(last)}" if last else "")
+        if line is None: raise
         e.__traceback__ = None  # it would hold on to the network, and to the loader's processes
         raise RunError(line) from None
 
@@ -413,11 +417,12 @@ class Result:
 def train_to_the_end(options: Options, make: Callable[[], Run], minutes: float = math.inf,
                      max_steps: float = math.inf, show_bar: bool = True) -> Result:
     "Make a run and train it, unless told to stop. Raises `InputError` before work begins, `RunError` after."
-    flag = StopFlag((began := time.monotonic()) + 60 * minutes)
+    flag = StopFlag((began := time.monotonic()) + 60 * minutes, at_once=True)
     with stop_on_signals(flag):
         run, log = open_run(options, make)
+        flag.at_once = False  # from now on an update is finished first
         try:
-            with plain_errors(options.batch_size):
+            with plain_errors(options.batch_size, run):
                 train_all(run, log, flag, max_steps, show_bar)
                 return Result(run, True, 0, _finish(run, log, began, flag.check))
         except Stopped as stop:

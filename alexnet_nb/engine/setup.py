@@ -22,7 +22,7 @@ from ..base.device import PRECISIONS, pick_device, pick_precision, set_seed
 from ..base.drawings import drawings
 from ..base.errors import InputError
 from ..base.layouts import find_layout, same_names
-from ..base.pictures import Images, check_images, stack_pixels
+from ..base.pictures import Images, check_images
 from ..base.weights import PRETRAINED
 from ..data import Recipe, colour_statistics, paper_recipe, usual_recipe
 from ..model import AlexNet
@@ -34,6 +34,7 @@ from .checkpoint import architecture, build_model, stored_classes, stored_recipe
 from .config import Config, make_config, merge
 from .files import CheckpointFolder
 from .loaders import DeviceLoader, EpochBatches, ImageLoader, PreparedImages, make_loader
+from .photographs import kept_pixels
 from .processes import by_leader, find_world, replicated, seed_for_rank, share, world_size
 from .run import Options, Result, Run, restore, train_to_the_end
 
@@ -93,16 +94,16 @@ def make_recipe(cfg: Config, train: Images) -> Recipe:
     return replace(recipe, flip=d.flip, crop=d.crop)
 
 # %% ../../nbs/engine/setup.ipynb #89522ea7
-def _fitting_pixels(images: tuple[Images, Images], device: torch.device,
+def _fitting_pixels(images: tuple[Images, Images], recipe: Recipe, device: torch.device,
                     asked: str = "auto", most_bytes: int = 2**30) -> list[Tensor] | None:
     "Both sets as uint8 (N, 3, H, W) on the device; None for processes that read files. Raises `InputError`."
     if asked == "device" or (asked == "auto" and device.type in ("cpu", "cuda")):
-        pixels = [p.to(device) for one in images if (p := stack_pixels(one, most_bytes)) is not None]
+        pixels = [p.to(device) for one in images if (p := kept_pixels(one, recipe, most_bytes)) is not None]
         if len(pixels) == len(images): return pixels
         if asked == "device":
             raise InputError("data.loader is 'device', but the pictures differ in size or take more than "
                              f"{most_bytes // 2**20} MB; use auto or workers")
-    for one in images: check_images(one)
+    check_images(*images)
     return None
 
 # %% ../../nbs/engine/setup.ipynb #9a74770d
@@ -247,14 +248,22 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     dtype, images = pick_precision(d.precision, device), by_leader(lambda: _load_data(cfg), then_all=True)
     if checkpoint: _check_stored_classes(checkpoint, images[0].classes, str(cfg.data.data_dir))
     if checkpoint: inventory.check_identity(checkpoint.get("data"), images, str(cfg.data.data_dir))
-    pixels = by_leader(lambda: _fitting_pixels(images, device, cfg.data.loader), then_all=True)
+
+    def look() -> tuple[Recipe, list[Tensor] | None]:
+        try:
+            recipe = begin.recipe if begin and begin.recipe else _recipe(cfg, checkpoint, images[0])
+            return recipe, _fitting_pixels(images, recipe, device, cfg.data.loader)
+        except InputError:
+            check_images(*images)  # it names every broken file, of both sets
+            raise
+
+    recipe, pixels = by_leader(look, then_all=True)
     choices = _choices(dtype, d.channels_last, pixels is None, begin)
     computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms
     set_seed(options.seed)
-    model, recipe = _network(cfg, checkpoint, device), _recipe(cfg, checkpoint, images[0])
+    model = _network(cfg, checkpoint, device)
     if begin: _take_over(model, begin, images[0].classes, t.freeze)
-    if begin and begin.recipe: recipe = begin.recipe
     optimizer = _optimizer_of(cfg, model)
     pin = cfg.data.pin_memory and device.type == "cuda"
     train, val, test = _make_loaders(cfg, images, recipe, pin, pixels)

@@ -29,6 +29,7 @@ class StopFlag:
     "Raised by signals and by the clock, read between batches, so that no update is ever cut in two."
     deadline: float = math.inf # of time.monotonic()
     signal: int | None = None
+    at_once: bool = False      # nothing has begun that would have to be finished
 
     def check(self) -> None:
         "Raises `Stopped`; in a group in all processes at once, whichever was asked."
@@ -45,6 +46,7 @@ def stop_on_signals(flag: StopFlag) -> Iterator[None]:
         yield
         return
     def handle(number, frame):
+        if flag.at_once: raise KeyboardInterrupt(number)  # from which `run_command` makes the exit code
         if flag.signal is not None and number == signal.SIGINT: raise KeyboardInterrupt
         flag.signal = number
     hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
