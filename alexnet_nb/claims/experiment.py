@@ -33,7 +33,7 @@ from ..base.errors import InputError, brief
 from ..base.output import Bar as tqdm
 from ..base.pictures import Images, Pictures, stack_pixels
 from ..base.results import versions
-from ..engine.arguments import Parser, expand, minutes, quoted
+from ..engine.arguments import Parser, expand, quoted
 from ..engine.checkpoint import group_state, read_checkpoint
 from ..engine.command import run_command
 from ..engine.config import make_config
@@ -427,7 +427,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="DIR", type=expand, default="alexnet_data_in", help=data)
     add("--results", metavar="FILE", type=expand, help=results)
     add("--output", metavar="DIR", type=expand, default=_OUTPUT, help="for the states of unfinished trials")
-    add("--minutes", type=minutes, default=math.inf, metavar="M", help=kept)
+    add("--minutes", type=float, default=math.inf, metavar="M", help=kept)
     add("--list", action="store_true", help="print the arms, what is done and what is to do; run nothing")
     return parser
 
@@ -460,6 +460,7 @@ def _command(args: argparse.Namespace) -> str:
 def _experiment(args: argparse.Namespace) -> int:
     "The work of `alexnet_experiment`; the exit code."
     began, experiment = time.monotonic(), _chosen(args)
+    if not args.minutes > 0: raise InputError(f"--minutes {args.minutes:g}: give a number above 0")
     if min(args.seeds or [0]) < 0: raise InputError(f"--seeds {min(args.seeds)}: a seed is 0 or more")
     root = None if args.scale == "tiny" else Path(args.data)
     seeds = list(dict.fromkeys(args.seeds or [])) or None

@@ -28,7 +28,7 @@ from ..base.drawings import drawings
 from ..base.errors import InputError
 from ..lrn import LocalResponseNorm
 from ..model import AlexNet
-from .arguments import Parser, expand, minutes
+from .arguments import Parser, expand
 from .bench_tasks import Task
 from .command import run_command
 from .files import save_json
@@ -368,7 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     number("--batch-size", "of training (default 128)")
     number("--repeats", "measurements of each (default 5)")
     number("--workers", "processes that load pictures on the usual side (default 2)")
-    add("--minutes", "begin nothing new after so many", type=minutes, default=math.inf, metavar="M")
+    add("--minutes", "begin nothing new after so many", type=float, default=math.inf, metavar="M")
     add("--results", "write JSON there, as it goes", metavar="FILE", type=expand)
     several("--parts", "measure only these anew, into the --results of an earlier time", _PARTS, _PARTS)
     add("--worker", argparse.SUPPRESS, choices=["default", "reuse"])
@@ -380,6 +380,7 @@ def _sizes(args: argparse.Namespace, device: torch.device) -> _Sizes:
     for key, least in (("batch_size", 1), ("repeats", 1), ("workers", 0)):
         if (value := getattr(args, key)) is not None and value < least:
             raise InputError(f"--{key.replace('_', '-')} is {value}; it must be at least {least}")
+    if not args.minutes > 0: raise InputError(f"--minutes is {args.minutes:g}; it must be above 0")
     sizes = _SMALL if args.small else _Sizes(steps=4 if device.type == "cpu" else 100)
     given = dict(batch=args.batch_size, repeats=args.repeats, workers=args.workers)
     return replace(sizes, **{name: value for name, value in given.items() if value is not None})

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..base.errors import InputError, one_line
-from ..base.layouts import pictures_in
+from ..base.layouts import pictures_in, unopened
 from ..base.pictures import open_rgb
 from ..data import Recipe, prepare, prepare_batch
 from ..inference import UNSURE_BELOW, Classifier, cut_views, predict, probabilities, views_recipe
@@ -64,22 +64,10 @@ def _folder_images(folder: str | Path) -> list[Path]:
         if files: return files
     except OSError as e:
         raise InputError(f"{folder}: cannot be read ({e.strerror}); check its permissions") from None
-    if passed := _passed_over(folder):
+    if passed := unopened(folder):
         raise InputError(f"{folder}: holds no image but {passed}, which Pillow cannot open here; "
                          "save them as JPEG or PNG")
     raise InputError(f"{folder}: holds no image; their names must end in .jpg, .png or the like")
-
-# %% ../../nbs/engine/predict_command.ipynb #650ced41
-# Pictures, by suffix, that Pillow does not open, or only with a plug-in or library that not everyone has.
-_OTHER_PICTURES = {*".arw .avif .cr2 .cr3 .dng .exr .hdr .heic .heif .hif .jp2 .jxl .jxr".split(),
-                   *".nef .orf .raf .raw .rw2 .svg .webp .xcf".split()}
-
-
-def _passed_over(folder: str | Path) -> str:
-    "Files that look like pictures and are none that Pillow opens here, by suffix: '2 .heic, 1 .svg', or ''."
-    suffixes = [p.suffix.lower() for p in Path(folder).iterdir() if not p.name.startswith(".")]
-    counts = Counter(s for s in suffixes if s in _OTHER_PICTURES - set(Image.registered_extensions()))
-    return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common())
 
 # %% ../../nbs/engine/predict_command.ipynb #d3f433fc
 def _read(path: str | Path, recipe: Recipe) -> Tensor | InputError:
@@ -241,7 +229,7 @@ def _predict(args: argparse.Namespace) -> int:
     elif args.csv: _write_csv(answers, classifier.classes, sys.stdout)
     else: _write_lines(answers, classifier.classes, args)
     if args.image_dir:
-        if passed := _passed_over(args.image_dir):
+        if passed := unopened(args.image_dir):
             _complain(f"{one_line(args.image_dir)}: passed over {passed}, which Pillow cannot open here; "
                       "save them as JPEG or PNG")
         print(f"{counts['predicted']} predicted, {counts['skipped']} skipped", file=sys.stderr)

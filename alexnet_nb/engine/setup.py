@@ -149,11 +149,13 @@ def gpu_ids(cfg: Config) -> list[int]:
     return cfg.device.device_ids if cfg.device.use_cuda and torch.cuda.is_available() else []
 
 # %% ../../nbs/engine/setup.ipynb #457d2bec
-def _check_stored_classes(checkpoint: dict, classes: tuple[str, ...], where: str) -> None:
-    "Raise `InputError` if a checkpoint names other classes than the data."
+def _check_stored(checkpoint: dict, images: tuple[Images, Images], where: str) -> None:
+    "Raise `InputError` if a checkpoint names other classes than the data, or began with other pictures."
+    classes = images[0].classes
     if "classes" in checkpoint and not same_names(names := stored_classes(checkpoint), classes):
         raise InputError(f"{where}: its classes are {', '.join(classes)[:500]}; the checkpoint's are "
                          f"{', '.join(names)[:500]}; make them agree")
+    inventory.check_identity(checkpoint.get("data"), images, where)
 
 
 def _new_folder(log_dir: str | Path) -> Path:
@@ -232,6 +234,17 @@ def _take_over(model: AlexNet, begin: _Beginning, classes: tuple[str, ...], froz
     prepared = "as it was taught" if begin.recipe else "as the config says"
     print(f"starts from {begin.name}: {layers}; pictures are prepared {prepared}; frozen: {frozen}")
 
+# %% ../../nbs/engine/setup.ipynb #0b177d04
+def _prepared(cfg: Config, checkpoint: dict | None, begin: _Beginning | None, images: tuple[Images, Images],
+              device: torch.device) -> tuple[Recipe, list[Tensor] | None]:
+    "The recipe, and the pixels that are kept on the device, or None. Raises `InputError`."
+    try:
+        recipe = begin.recipe if begin and begin.recipe else _recipe(cfg, checkpoint, images[0])
+        return recipe, _fitting_pixels(images, recipe, device, cfg.data.loader)
+    except InputError:
+        check_images(*images)
+        raise
+
 # %% ../../nbs/engine/setup.ipynb #d9f0503e
 def _choices(dtype: torch.dtype, channels_last: bool, workers: bool,
              begin: _Beginning | None) -> dict[str, str]:
@@ -246,18 +259,8 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     "A run at its beginning, with another network's weights or new ones, or where a checkpoint left it."
     d, t, device, options = cfg.device, cfg.training, run_device(cfg), options_of(cfg)
     dtype, images = pick_precision(d.precision, device), by_leader(lambda: _load_data(cfg), then_all=True)
-    if checkpoint: _check_stored_classes(checkpoint, images[0].classes, str(cfg.data.data_dir))
-    if checkpoint: inventory.check_identity(checkpoint.get("data"), images, str(cfg.data.data_dir))
-
-    def look() -> tuple[Recipe, list[Tensor] | None]:
-        try:
-            recipe = begin.recipe if begin and begin.recipe else _recipe(cfg, checkpoint, images[0])
-            return recipe, _fitting_pixels(images, recipe, device, cfg.data.loader)
-        except InputError:
-            check_images(*images)  # it names every broken file, of both sets
-            raise
-
-    recipe, pixels = by_leader(look, then_all=True)
+    if checkpoint: _check_stored(checkpoint, images, str(cfg.data.data_dir))
+    recipe, pixels = by_leader(lambda: _prepared(cfg, checkpoint, begin, images, device), then_all=True)
     choices = _choices(dtype, d.channels_last, pixels is None, begin)
     computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms

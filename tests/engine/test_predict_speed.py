@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from alexnet_nb import inference
+from alexnet_nb.base import layouts as base_layouts
 from alexnet_nb.base.device import pick_precision
 from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.errors import InputError
@@ -276,12 +277,11 @@ def test_nothing_of_the_file_is_used_later(learned, tmp_path):
 # ---------------------------------------------------------------- files that are passed over
 
 def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, pictures, capsys, monkeypatch):
-    monkeypatch.setattr(engine_predict_command, "_OTHER_PICTURES",
-                        engine_predict_command._OTHER_PICTURES | {".zzz"})
+    monkeypatch.setattr(base_layouts, "_OTHER_PICTURES", base_layouts._OTHER_PICTURES | {".zzz"})
     folder = tmp_path / "phone"
     paths = save_drawings(folder, 2)
     for name in ("a.zzz", "b.ZZZ", "c.nef", "notes.txt", ".hidden.nef"): (folder / name).write_bytes(b"x")
-    assert (engine_predict_command._passed_over(folder) == "2 .zzz, 1 .nef"
+    assert (base_layouts.unopened(folder) == "2 .zzz, 1 .nef"
             and engine_predict_command._folder_images(folder) == paths)
     argv = ["--checkpoint", str(learned), "--image-dir", str(folder), "--set", "device.use_cuda=false"]
     assert inference.main(argv) == 0
@@ -298,7 +298,7 @@ def test_pictures_that_pillow_cannot_open_are_counted(tmp_path, learned, picture
 
 def test_nothing_that_pillow_opens_is_passed_over(tmp_path):
     for suffix in Image.registered_extensions(): (tmp_path / f"a{suffix}").touch()
-    assert engine_predict_command._passed_over(tmp_path) == ""
+    assert base_layouts.unopened(tmp_path) == ""
 
 
 # ---------------------------------------------------------------- the first picture

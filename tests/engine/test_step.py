@@ -139,6 +139,9 @@ def test_pictures_of_several_sizes_need_workers(tmp_path):
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
     changes = dict(data__dataset="ImageFolder", data__data_dir=str(root), data__val_images=10,
                    data__train_images=None, data__test_images=None)
+    # the usual recipe makes squares of all, and keeps those; the paper's leaves them of several sizes
+    assert engine_setup.start(config(tmp_path / "u", **changes)).choices["loader"] == "device"
+    changes["data__recipe"] = "paper"
     assert engine_setup.start(config(tmp_path / "a", **changes)).choices["loader"] == "workers"
     with pytest.raises(InputError, match="data.loader is 'device', but the pictures differ in size"):
         engine_setup.start(config(tmp_path / "b", **changes, data__loader="device"))

@@ -18,6 +18,7 @@ import torch
 from alexnet_nb import inference, train
 from alexnet_nb.base import cifar10 as base_cifar10
 from alexnet_nb.base import pictures as base_pictures
+from alexnet_nb.base import reading as base_reading
 from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.output import steady_output
 from alexnet_nb.claims import experiment
@@ -428,6 +429,8 @@ def test_bars_are_for_those_who_look(stream, many, tmp_path, monkeypatch, no_pan
         shown.append(out.getvalue())
         out.seek(0)
         out.truncate()
+    plain = base_reading.Bar  # without its wait for two seconds
+    monkeypatch.setattr(base_reading, "Bar", lambda *args, **more: plain(*args, **more | dict(delay=0)))
     with monkeypatch.context() as m:
         m.setattr(base_pictures, "_check_file", lambda path: None)
         base_pictures.check_images(base_pictures.Images([Path("x.png")] * 6000, np.zeros(6000, int)))

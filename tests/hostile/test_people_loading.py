@@ -116,15 +116,13 @@ def in_own_mounts(work, said: Path, *mount: str) -> int:
     if (pid := os.fork()) == 0:
         code = 70
         try:
-            sys.stdout = sys.stderr = open(said, "w")
-            for number in (1, 2): os.dup2(sys.stdout.fileno(), number)
-            if ctypes.CDLL(None, use_errno=True).unshare(0x20000): os._exit(77)  # CLONE_NEWNS
-            for command in (["mount", "--make-rprivate", "/"], ["mount", *mount, "tmpfs", "/dev/shm"]):
-                if subprocess.run(command, stderr=subprocess.DEVNULL).returncode: os._exit(77)
-            code = work()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+            with open(said, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                for number in (1, 2): os.dup2(out.fileno(), number)
+                if ctypes.CDLL(None, use_errno=True).unshare(0x20000): os._exit(77)  # CLONE_NEWNS
+                for command in (["mount", "--make-rprivate", "/"], ["mount", *mount, "tmpfs", "/dev/shm"]):
+                    if subprocess.run(command, stderr=subprocess.DEVNULL).returncode: os._exit(77)
+                code = work()
+        finally: os._exit(code)
     until = time.monotonic() + 60
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -332,11 +330,9 @@ def test_a_stop_before_the_first_step_is_obeyed_at_once(tmp_path, monkeypatch, p
     if (pid := os.fork()) == 0:
         code = 70
         try:
-            sys.stdout = sys.stderr = open(write, "w")
-            code = train.main(tiny(tmp_path / "out", **asked))
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+            with open(write, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                code = train.main(tiny(tmp_path / "out", **asked))
+        finally: os._exit(code)
     os.close(write)
     until = time.monotonic() + 60
     while not begun.exists() and time.monotonic() < until: time.sleep(0.01)
