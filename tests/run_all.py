@@ -15,7 +15,8 @@ HERE = Path(sys.executable).parent
 sys.path.append(str(ROOT / "tools"))
 from notebooks import all_modules, all_notebooks, read_cells, runs
 
-JOBS = min(2, os.cpu_count() or 1)  # notebooks, and files of tests, at a time: most wait for a process
+JOBS = min(2, os.cpu_count() or 1)  # notebooks at a time
+FILES = JOBS + 1  # files of tests at a time: many wait for a process most of the while
 
 
 def notebooks_as_tests(flags: list[str], env: dict[str, str]) -> tuple[int, int]:
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     cells = sum(runs(cell, wanted) for notebook in notebooks for cell in read_cells(notebook))
     passed, failed = notebooks_as_tests(flags, env | {"OMP_NUM_THREADS": threads})
 
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(JOBS), "--dist", "loadfile",
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(FILES), "--dist", "loadfile",
                "--no-loadscope-reorder",  # files of few tests are often the long ones: not all of them last
                *(["--flags", *flags] if flags else [])]
     run = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
