@@ -82,7 +82,7 @@ _OTHER_PICTURES = {*".arw .avif .cr2 .cr3 .dng .exr .hdr .heic .heif .hif .jp2 .
 
 def unopened(folder: str | Path) -> str:
     "Files that look like pictures and are none that Pillow opens here, by suffix: '2 .heic, 1 .svg', or ''."
-    suffixes = [p.suffix.lower() for p in Path(folder).iterdir() if not p.name.startswith(".")]
+    suffixes = [p.suffix.lower() for p in files_below(folder)]
     counts = Counter(s for s in suffixes if s in _OTHER_PICTURES - set(Image.registered_extensions()))
     return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common())
 
@@ -111,11 +111,13 @@ def no_classes(folder: Path) -> str:
 # %% ../../nbs/base/layouts.ipynb #af3e2898
 def pictures_in(folder: Path) -> tuple[list[Path], str]:
     "A folder's pictures or, if it has none, those of its sub-folders; and a word about what was left out."
+    every = list(filter(is_picture, files_below(folder)))
     files = sorted(p for p in folder.iterdir() if is_picture(p) and not p.name.startswith("."))
-    inner = [p.name for p in folders_in(folder) if holds_pictures(p)]
-    if not files: return list(filter(is_picture, files_below(folder))), ""
-    word = f"{folder}: its folders ({', '.join(inner[:5])}) hold pictures too; give each to --image-dir"
-    return files, one_line(word) if inner else ""
+    if not files: return every, ""
+    inner = [p.name for p in folders_in(folder) if any(p in path.parents for path in every)]
+    many = sum(path.parent != folder for path in every)
+    word = f"hold pictures too, {many} of them, which are not read; give each to --image-dir"
+    return files, one_line(f"{folder}: its folders ({', '.join(inner[:5])}) {word}") if inner else ""
 
 
 def folders_in(folder: Path) -> list[Path]:

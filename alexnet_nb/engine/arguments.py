@@ -64,6 +64,11 @@ class Parser(argparse.ArgumentParser):
         if action.type not in (expand, Path): return super()._get_value(action, arg_string)
         return expand(arg_string) if action.type is expand else Path(expand(arg_string))
 
+    def error(self, message: str) -> Any:
+        if message.startswith("unrecognized arguments: ") and "-" not in message:
+            message += "; put a name with blanks in it into quotation marks"
+        super().error(message)
+
 # %% ../../nbs/engine/arguments.ipynb #81fa87c1
 def minutes(text: str) -> float:
     "A number above 0."

@@ -38,6 +38,7 @@ from . import processes as group
 from .arguments import quoted
 from .baseline import linear_accuracy
 from .checkpoint import random_state, restore_optimizer, restore_schedule, set_random_state
+from .inventory import unseen
 from .loaders import DeviceLoader, ImageLoader
 from .logs import Log, NoLog, read_log, tested, write_hparams, write_panels
 from .photographs import WorkerError, worker_trouble
@@ -148,7 +149,7 @@ def _note_epoch(run: Run, log: Log, epoch: Epoch, val: Evaluation) -> None:
     log.retrying(lambda: write_panels(log.board, run.model, p.step, val, run.images[0], run.classes))
     tqdm.write(f"epoch {epoch.number} of {run.options.epochs}: loss {loss:.3f}, accuracy {accuracy:.1%}; "
                f"validation loss {wrong:.3f}, accuracy {right:.1%}", file=sys.stdout)
-    if group.leader(): _warn_if_stuck(loss, run.options.num_classes)
+    if group.leader() and right < 1.5 / run.options.num_classes: _warn_if_stuck(loss, run.options.num_classes)
 
 # %% ../../nbs/engine/run.ipynb #94c73a3f
 def _check_weights(run: Run) -> None:
@@ -163,7 +164,7 @@ def _warn_if_stuck(loss: float, num_classes: int) -> None:
     "Name the flat start: a mean loss of ln C says that the network answers every image alike."
     if abs(loss - (flat := math.log(num_classes))) >= 0.01: return
     tqdm.write(f"the loss is still ln {num_classes} = {flat:.3f}, that of a network that answers every image "
-               "alike; if it stays, try model.init he, or another training.learning_rate", file=sys.stderr)
+               "alike; if it stays, try another training.learning_rate or model.init", file=sys.stderr)
 
 # %% ../../nbs/engine/run.ipynb #e62f182d
 class _StepRecorder:
@@ -321,8 +322,8 @@ def _save_final(run: Run) -> None:
 # %% ../../nbs/engine/run.ipynb #777ee355
 def _report(run: Run, log: Log, test: Evaluation, began: float) -> dict:
     "What came of a run: printed, drawn to `curves.png`, written to `results.json`."
-    print(f"test: accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on {len(test.labels)} images "
-          "the network has never seen")
+    on = unseen(len(test.labels), run.data)
+    print(f"test: accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on {on}")
     log.flush()
     summary, out = _summarise(run, test, time.monotonic() - began), run.options.output_dir
     if run.options.linear_baseline:

@@ -280,7 +280,7 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
         train=train, val=val, test=test, dtype=dtype, choices=choices | computing,
         checkpoints=CheckpointFolder(options.checkpoint_dir, options.output_dir / f"models_{folder.name}"),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        data=inventory.identity(images))
+        data=inventory.identity(images, checkpoint))
     seed_for_rank(options.seed, checkpoint.get("total_steps", 0) if checkpoint else 0)
     if checkpoint: restore(run, checkpoint)
     run.net = replicated(model, device)

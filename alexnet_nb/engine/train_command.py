@@ -62,7 +62,7 @@ def _train(args: argparse.Namespace) -> int:
     cfg, checkpoint, begin = load_config(args.config, args.set), None, None
     if path := _to_resume(args, options_of(cfg).checkpoint_dir):
         checkpoint = read_checkpoint(path)
-        if args.other_data: checkpoint.pop("data", None)
+        if args.other_data: checkpoint["data"] = {"mixed": "yes"}
         cfg = resume_config(checkpoint, given)
         done, epochs = checkpoint.get("epoch", 0), options_of(cfg).epochs
         if done >= epochs and checkpoint.get("progress", {}).get("finished", True):

@@ -179,8 +179,7 @@ def test_data_folder_missing(tmp_path, refused):
             f"{tmp_path / 'nowhere'}: holds neither CIFAR-10's batches, nor cifar-10-python.tar.gz, "
             "nor train/ and test/ folders; put one there or set data.download to true")
     refused(train.main, with_folders(tmp_path / "nowhere", "ImageFolder"),
-            f"{tmp_path / 'nowhere' / 'train'}: no such folder; set data.data_dir and paths.train_img_dir "
-            "to where the images are")
+            f"{tmp_path / 'nowhere'}: no such folder; set data.data_dir to where the images are")
 
 
 def test_data_folder_empty(tmp_path, refused):
@@ -748,7 +747,7 @@ def test_loss_stuck_at_the_start_is_named(capsys):
     engine_run._warn_if_stuck(2.3049, 10)
     assert capsys.readouterr().err == ("the loss is still ln 10 = 2.303, that of a network that answers "
                                        "every image alike; "
-                                       "if it stays, try model.init he, or another training.learning_rate\n")
+                                       "if it stays, try another training.learning_rate or model.init\n")
     engine_run._warn_if_stuck(2.2, 10)
     assert capsys.readouterr().err == ""
 

@@ -197,6 +197,7 @@ def test_refused(tmp_path, final, insects, capsys):
             (["--start-from", str(final), "--resume", str(final)], "give only one of them"),
             (["--start-from", ""], "--start-from is empty"), (["--start-from", " "], "--start-from is empty"),
             (["--start-from", "nowhere.pkl"], "nowhere.pkl"),
+            (["--start-from", "cifar100"], "--start-from cifar100: no such network; give cifar10"),
             (["--start-from", "nowhere.safetensors"], "no such file of weights"),
             (["--start-from", str(final), *settings({"model.width": 0.5})], "model.width is 0.5, but"),
             (["--start-from", str(final), *settings({"model.towers": 2})], "model.towers is 2, but"),

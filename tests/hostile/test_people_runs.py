@@ -210,6 +210,18 @@ def test_other_pictures_are_noticed(change, says, begun, tmp_path, capsys):
     assert ends(resume(place), capsys)[0] == 0                   # and these are its pictures from now on
 
 
+def test_a_result_on_pictures_that_were_others_does_not_claim_that_they_are_unseen(begun, tmp_path, capsys):
+    "Also after a second resume, which has nothing to accept any more."
+    place = Path(shutil.copytree(begun, tmp_path / "place"))
+    add(place / "pets")
+    assert ends(resume(place, "--other-data"), capsys)[0] == 0
+    argv = resume(place)
+    del argv[argv.index("--minutes"):]
+    code, out, _ = ends(argv, capsys)
+    assert code == 0 and "some of which it may have learnt from before they were others" in out
+    assert "never seen" not in out
+
+
 def test_what_is_no_other_data(begun, tmp_path, capsys):
     place = Path(shutil.copytree(begun, tmp_path / "moved"))     # another folder, other dates
     for path in place.rglob("*.png"): os.utime(path, (1, 1))
@@ -462,7 +474,9 @@ def test_a_lone_batch_is_still_compared_with_its_sum(batches):
 
 @pytest.mark.parametrize("files, code, predicted, says", [
     (["cat/0.png", "dog/0.png", "dog/a/1.png"], 0, 3, "3 predicted"),
-    (["0.png", "cat/1.png"], 0, 1, "its folders (cat) hold pictures too"),
+    (["0.png", "cat/1.png"], 0, 1, "its folders (cat) hold pictures too, 1 of them, which are not read"),
+    (["0.png", "2024/May/1.png", "2024/May/2.png"], 0, 1, "its folders (2024) hold pictures too, 2 of them"),
+    (["cat/0.png", "cat/1.heic", "dog/2.heic"], 0, 1, "passed over 2 .heic"),
     (["cat/notes.txt"], 2, 0, "holds no image"), ([".hidden/0.png"], 2, 0, "holds no image")], ids=str)
 def test_predicting_a_folder_of_folders(files, code, predicted, says, tmp_path, final, capsys):
     for name in files:
