@@ -18,19 +18,29 @@ from notebooks import NBS, ROOT, all_notebooks, name_of, read_cells
 LIMIT = 1_500_000  # bytes of a page, its pictures included
 
 
+CODE = ("code", "pre", "script", "style")
+
+
 class Page(HTMLParser):
-    "The links, ids and pictures of one page."
+    "The links, ids and pictures of one page, and links of which the source can be read."
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.ids, self.bare = [], set(), []
+        self.links, self.ids, self.bare, self.sources = [], set(), [], []
+        self.code = 0  # how many code elements it is in
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
+        self.code += tag in CODE
         self.ids |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
         for key in ("href", "src"):
             if attrs.get(key): self.links.append(attrs[key])
         if tag == "img" and not attrs.get("alt"): self.bare.append(attrs.get("src", "")[:60])
+
+    def handle_endtag(self, tag): self.code -= tag in CODE
+
+    def handle_data(self, data):
+        if not self.code: self.sources += re.findall(r"\]\([\w./#-]+\)", data)
 
 
 def public_address() -> str:
@@ -71,6 +81,7 @@ def problems(site: Path, public: str = "") -> list[str]:
             found.append(f"{name}: shows this machine's environment, perhaps as the default of an argument")
         if size > LIMIT: found.append(f"{name}: {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f}")
         found += [f"{name}: a picture without alt text: {src}" for src in page.bare]
+        found += [f"{name}: shows the source of a link: {source}" for source in page.sources]
         for link in page.links:
             if (aim := target_of(link, path, site, public)) is None: continue
             target, place = aim
