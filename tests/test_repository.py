@@ -138,6 +138,15 @@ def test_the_site_check_follows_links_between_folders(tmp_path):
                                        "engine/kernels.html: broken link 02_lrn.html"]
 
 
+def test_the_site_check_sees_the_source_of_a_link(tmp_path):
+    "What is left of a link within a link; in code it may stand."
+    site, page = load_tool("site"), tmp_path / "lrn.html"
+    page.write_text("<h1>A</h1><p>What [<a href='lrn.html'>prepare</a>](../data.ipynb) does</p>")
+    assert site.problems(tmp_path) == ["lrn.html: shows the source of a link: ](../data.ipynb)"]
+    page.write_text("<h1>A</h1><pre><code>[prepare](../data.ipynb)</code></pre><p>d[k](x y)</p>")
+    assert site.problems(tmp_path) == []
+
+
 def test_the_site_check_follows_links_to_the_public_site(tmp_path):
     "As nbdev makes them from names in backticks: a page there is named after its module, without the number."
     site, public = load_tool("site"), "https://ada.github.io/alexnet_nb"
