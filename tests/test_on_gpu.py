@@ -32,7 +32,7 @@ def test_dry_runs_one_part_of_each_kind(tmp_path):
     report = json.loads((tmp_path / "on_gpu.json").read_text())
     assert {one["state"] for one in report["parts"].values()} == {"ok"} and report["dry"]
     kinds = {name.split()[0] for name in report["parts"]}
-    assert {part.name.split()[0] for part in on_gpu.PARTS if "seed" not in part.name} - kinds <= {
+    assert {part.kind for part in on_gpu.PARTS if "seed" not in part.name} - kinds <= {
         "two_towers", "inside_two_towers"}  # the same commands as cifar10_gpu and tools/look_inside.py
     assert {"cifar10_gpu.json", "compress_gpu.json", "ten_views_gpu.json", "bench_cuda.json",
             "lrn_13_to_11-13pct-0.json"} <= report["files"].keys()
@@ -83,6 +83,12 @@ def test_time_that_is_up_stops_what_runs_and_keeps_what_was_written(tmp_path, mo
     report = json.loads((tmp_path / "out" / "on_gpu.json").read_text())
     assert [one["state"] for one in report["parts"].values()] == ["stopped", "stopped", "skipped"]
     assert {"stubborn.json", "long.json"} <= report["files"].keys() and time.monotonic() - began < 25
+
+
+def test_the_trial_takes_the_first_of_each_kind(tmp_path):
+    def tried(name): return Part(name, ["-c", "pass"], trial=["-c", "pass"])
+    try_parts(session := held(tmp_path), [tried("lrn 1"), tried("relu 1"), tried("lrn 2")], seconds=10)
+    assert session.tried.keys() == {"lrn 1", "relu 1"}
 
 
 def test_the_trial_names_what_is_broken_and_leaves_nothing(tmp_path, capsys):
@@ -156,6 +162,8 @@ def places(tmp_path) -> tuple[Path, Path]:
     "Copies of the results and of the package's network."
     results, weights = tmp_path / "results", tmp_path / "weights"
     shutil.copytree(ROOT / "nbs" / "results", results)
+    for pattern in ("*_full.json", "*_gpu.json", "*_cuda.json", "on_gpu.json"):  # what was really measured
+        for path in results.glob(pattern): path.unlink()
     shutil.copytree(ROOT / "alexnet_nb" / "weights", weights)
     return results, weights
 

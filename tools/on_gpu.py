@@ -4,11 +4,11 @@
     python tools/on_gpu.py --out DIR --dry                                    all of it small, on a CPU
     python tools/on_gpu.py --merge DIR                                        what came back, into nbs/results
 
-Every part is a process of its own. In the first minute each is tried for a few steps, and what is broken is
-printed; then they run in the order of PARTS, side by side where they do not fill the device, till time is up.
-DIR gets three files, whole at any time: on_gpu.json (how each part ended, and the JSON that it wrote),
-log.txt and the compressed network. --data is a folder with CIFAR-10, or a tar archive of one. Where the
-machine lacks packages, --wheels names a folder that has them.
+Every part is a process of its own. In the first minute one of each kind is tried for a few steps, and what
+is broken is printed; then they run in the order of PARTS, side by side where they do not fill the device,
+till time is up. DIR gets three files, whole at any time: on_gpu.json (how each part ended, and the JSON that
+it wrote), log.txt and the compressed network. --data is a folder with CIFAR-10, or a tar archive of one.
+Where the machine lacks packages, --wheels names a folder that has them.
 """
 import argparse
 import ast
@@ -30,6 +30,9 @@ from pathlib import Path
 
 from notebooks import ROOT, all_notebooks, directives, name_of, read_cells
 
+sys.path.insert(0, str(ROOT))
+from alexnet_nb.claims.plans import EXPERIMENTS, choose
+
 RESULTS, WEIGHTS = ROOT / "nbs" / "results", ROOT / "alexnet_nb" / "weights"
 TRIAL_SECONDS, LAST_SECONDS = 60, 12  # for trying every part; to stop, saved, before the end
 NEEDS = ("pydantic", "filelock", "tensorboard", "safetensors", "yaml")
@@ -42,9 +45,12 @@ class Part:
     full: list[str]                 # arguments of python
     trial: list[str] | None = None  # the same for a few steps
     dry: list[str] | None = None    # the same on a CPU, on drawings; None: as it is
-    alone: bool = False                    # is the only one while it runs
-    share: float = 1.0                     # of the time that is left, at most
-    after: str = ""                        # the part whose files it reads
+    alone: bool = False             # is the only one while it runs
+    share: float = 1.0              # of the time that is left, at most
+    after: str = ""                 # the part whose files it reads
+
+    @property
+    def kind(self) -> str: return self.name.split()[0]
 
 
 @dataclass
@@ -116,9 +122,11 @@ def _parts() -> list[Part]:
         for arm in lrn:
             title = f"lrn_13_to_11 {arm} {seed}"
             parts.append(Part(title, **_experiment("lrn_13_to_11", title, "full", seed, [arm], ["13pct"])))
-    rates = [f"{0.001 * 2.0**k:g}" for k in range(-3, 4)]
-    for family in ("relu", "tanh", "19pct relu", "19pct tanh"):
-        title, arms = f"relu_vs_tanh {family}", [f"{family} {rate}" for rate in rates]
+    families: dict[str, list[str]] = {}  # all rates of one network and nonlinearity: the fastest is chosen
+    for arm in EXPERIMENTS["relu_vs_tanh"]["full"].arms:
+        families.setdefault(arm.rpartition(" ")[0], []).append(arm)
+    for family, arms in families.items():
+        title = f"relu_vs_tanh {family}"
         parts.append(Part(title, **_experiment("relu_vs_tanh", title, "full", None, arms, ["relu 0.001"])))
     rows = ("base", "no LRN", "pooling 2/2", "no dropout", "without conv3", "tanh", "no colour", "two towers")
     for seed in range(3):
@@ -219,8 +227,9 @@ def _send(run: Running, number: int) -> None:
 
 
 def try_parts(session: Session, parts: list[Part], seconds: float, key: str = "trial") -> None:
-    "Every part for a few steps, as many at once as there are slots; says what is broken."
-    waiting = [Running(part) for part in parts if getattr(part, key)]
+    "One part of each kind for a few steps, as many at once as there are slots; says what is broken."
+    kinds = {part.kind: part for part in reversed(parts) if getattr(part, key)}  # the first of each
+    waiting = [Running(part) for part in parts if kinds.get(part.kind) is part]
     every, until = list(waiting), time.monotonic() + seconds
     while waiting or any(run.state == "running" for run in every):
         for run in every: session.look(run)
@@ -245,16 +254,15 @@ def run_parts(session: Session, parts: list[Part], key: str = "full") -> None:
     "The parts in their order, until all have ended or time is up."
     runs = session.runs = {part.name: Running(part) for part in parts}
     every = list(runs.values())
-    last = session.deadline - LAST_SECONDS
-    noted = ""
+    last, noted, report_at = session.deadline - LAST_SECONDS, "", 0.0
     while any(run.state in ("waiting", "running") for run in every) and time.monotonic() < last:
         for run in every: session.look(run)
         _over_time(session, every)
         _start_what_may(session, every, last, key)
         now = " ".join(run.state for run in every)
-        if now != noted or int(time.monotonic()) % 10 == 0:
-            if now != noted: print(_line(session, every), flush=True)
-            noted = now
+        if now != noted: print(_line(session, every), flush=True)
+        if now != noted or time.monotonic() > report_at:
+            noted, report_at = now, time.monotonic() + 10
             session.report()
         time.sleep(0.2)
     _stop(every, LAST_SECONDS - 4)
@@ -373,13 +381,12 @@ def run_cells() -> int:
 
 def run(args: argparse.Namespace) -> int:
     "A session; 1 if a part failed."
-    sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     _find_wheels(args.wheels)
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = args.only or ([part.name for part in PARTS if part.name in DRY] if args.dry else
                            [part.name for part in PARTS])
-    parts = [part for part in PARTS if part.name in wanted or part.name.split()[0] in wanted]
+    parts = [part for part in PARTS if part.name in wanted or part.kind in wanted]
     if not parts: sys.exit(f"on_gpu: no part is called {', '.join(wanted)}")
     with tempfile.TemporaryDirectory(prefix="on_gpu_") as folder:
         pictures = Path(folder) / "pictures"
@@ -399,7 +406,6 @@ def run(args: argparse.Namespace) -> int:
 
 def join_trials(results: list[dict]) -> dict:
     "Results of one experiment, of any arms and seeds, as one; of a trial twice there, the one further on."
-    from alexnet_nb.claims.plans import EXPERIMENTS, choose
     first, best = results[0], {}
     for key in ("experiment", "scale", "images", "race", "base", "arms", "data"):
         if any(one.get(key) != first.get(key) for one in results):
@@ -462,7 +468,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.cells: return 1 if run_cells() else 0
     if args.merge:
-        sys.path.insert(0, str(ROOT))
         for path in merge(args.merge): print(path.relative_to(ROOT))
         print("now run the pages that show them: python tools/rerun.py --write")
         return 0
