@@ -32,7 +32,7 @@ setup(
                   "alexnet_nb.results": ["*.json"],
                   "alexnet_nb.weights": ["*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "export")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "export", "bench")},
     entry_points={"console_scripts": cfg["console_scripts"].split(),
                   "nbdev": ["alexnet_nb=alexnet_nb._modidx:d"]},
 )

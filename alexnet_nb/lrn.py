@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .base.lrn_native import in_native, native_lrn
 from .base.lrn_rows import in_chunks
 
 # %% ../nbs/02_lrn.ipynb #a9679919
@@ -50,9 +51,9 @@ def _whole(x: Tensor, g: Tensor | None, window: tuple[int, int], k: float, a: fl
 def lrn_way(x: Tensor,  # what the layer is given
             n: int = 5  # its window
            ) -> str:
-    "How the layer computes: in 'chunks' (CPU), by kernels of 'triton' (CUDA), or the 'whole' tensor (else)."
+    "In 'chunks' or, if asked for, 'native' (CPU), by kernels of 'triton' (CUDA), or the 'whole' tensor."
     if torch.compiler.is_compiling() or not x.numel(): return "whole"
-    if x.device.type == "cpu": return "chunks"
+    if x.device.type == "cpu": return "native" if native_lrn() else "chunks"
     if x.device.type == "cuda" and x.dtype != torch.float64 and n <= 9 and _triton_works(): return "triton"
     return "whole"
 
@@ -69,7 +70,7 @@ def _triton_works() -> bool:
 
 def _run(way: str):
     "The function that computes in one of the ways of `lrn_way`."
-    if way != "triton": return {"chunks": in_chunks, "whole": _whole}[way]
+    if way != "triton": return {"chunks": in_chunks, "native": in_native, "whole": _whole}[way]
     from alexnet_nb.base.lrn_triton import in_one_pass  # loads Triton, so not sooner
     return in_one_pass
 

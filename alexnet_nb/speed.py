@@ -2,10 +2,10 @@
 from alexnet_nb._moved import moved
 
 __all__ = [
-    "Bench", "Chain", "FLOOR_GOALS", "GOALS", "H100_GOALS", "HEADER", "Job", "PARTS", "PAUSE", "Rates",
+    "Bench", "Chain", "HEADER", "Job", "PARTS", "PAUSE", "Rates",
     "SMALL", "Side", "Sizes", "TYPES", "Task", "UsualPictures", "about", "allow_tf32", "best_seconds",
     "chains", "conv_rate", "cpu_name", "describe", "elements", "floor_of", "floor_seconds", "flops",
-    "folder_job", "folder_of_drawings", "format_row", "go_on", "interleave", "judge", "kept_bytes",
+    "folder_job", "folder_of_drawings", "format_row", "go_on", "interleave", "kept_bytes",
     "lrn_job", "main", "make_job", "markdown_table", "measure_floor", "measure_memory", "measure_row",
     "measure_staircase", "memory_rate", "obey", "one_rate", "others_busy", "our_job", "our_run",
     "peak_bytes", "pick_bench_device", "pick_precisions", "resident_bytes", "run_bench", "seconds",

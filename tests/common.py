@@ -32,7 +32,7 @@ TINY = {
     "training.num_epochs": 2, "training.batch_size": 8, "training.warmup_steps": 3, "training.seed": 7,
     "data.dataset": "drawings", "data.train_images": 48, "data.val_images": 10, "data.test_images": 20,
     "data.num_workers": 0, "data.download": False,
-    "device.use_cuda": False, "device.reuse_memory": False,
+    "device.use_cuda": False, "device.reuse_memory": False, "device.native_lrn": False,
 }
 STEPS = 6  # an epoch, of 8 drawings each
 

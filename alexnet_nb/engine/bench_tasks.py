@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.drawings import drawings
+from ..base.lrn_native import use_native_lrn
 from ..base.pictures import image_files
 from ..lrn import LocalResponseNorm
 from ..train import train_step
@@ -35,7 +36,7 @@ class Task:
     ours: bool = True           # or the usual implementation, for which the next five mean nothing
     precision: str = "fp32"     # fp32, tf32, bf16, fp16, or default: float32 as torch comes
     channels_last: bool = True
-    own_lrn: bool = True
+    lrn: str = "native"         # in C++ on a CPU that can, or rows, or torch's own
     fused: bool = True          # SGD in one pass
     on_device: bool = True      # pictures live where the network does
     device: str = "cpu"
@@ -45,6 +46,7 @@ class Task:
     workers: int = 2
     shape: tuple[int, ...] = () # of the input of an LRN layer
     folder: str = ""            # of image files
+    rival: str = ""             # who does it instead, see the room on rivals
 
 # %% ../../nbs/engine/bench_tasks.ipynb #fff24210
 @dataclass
@@ -103,9 +105,9 @@ def _our_run(task: Task) -> Run:
                   num_workers=task.workers,
                   loader="device" if task.on_device else "workers"),
         device=dict(use_cuda=device.type == "cuda", device_ids=[device.index or 0],
-                    channels_last=task.channels_last, reuse_memory=False,
+                    channels_last=task.channels_last, reuse_memory=False, native_lrn=False,
                     precision={"tf32": "fp32", "default": "fp32"}.get(task.precision, task.precision)))))
-    if not task.own_lrn:
+    if task.lrn == "torch":
         for i in (2, 6): run.model.features[i] = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
     if not task.fused: run.optimizer = speed.usual_optimizer(run.model, 0.001)
     batches = run.train.batch_sampler
@@ -157,6 +159,7 @@ def make_job(task: Task) -> Job:
     def in_precision(work):
         def done():
             speed.allow_tf32(precision)
+            use_native_lrn(task.ours and task.lrn == "native" and task.device == "cpu")
             work()
             speed.allow_tf32("default")
         return done

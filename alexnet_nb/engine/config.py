@@ -103,6 +103,7 @@ class _DeviceConfig(Section):
     channels_last: bool = True
     compile: bool = False
     reuse_memory: bool = True
+    native_lrn: bool = True
 
 # %% ../../nbs/engine/config.ipynb #6f811159
 class Config(Section):
@@ -276,7 +277,7 @@ def load_config(source: str | Path | None = None, # a name, a path, or None for 
 def prediction_options(source: str | Path | None = None, overrides: Iterable[str] = ()) -> dict:
     "What predicting takes of a config, in plain values; `lacking` is a network where a file tells none."
     cfg = load_config(source, overrides)
-    parts = cfg.device.model_dump(include={"precision", "channels_last", "reuse_memory"})
+    parts = cfg.device.model_dump(exclude={"use_cuda", "device_ids", "compile"})
     device = pick_device(cfg.device.use_cuda, cfg.device.device_ids)
     return parts | dict(device=device, lacking=cfg.model.model_dump())
 

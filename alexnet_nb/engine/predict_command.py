@@ -30,9 +30,8 @@ from ..base.layouts import pictures_in, unopened
 from ..base.pictures import open_rgb
 from ..data import Recipe, prepare, prepare_batch
 from ..inference import UNSURE_BELOW, Classifier, cut_views, predict, probabilities, views_recipe
-from .allocator import reuse_memory
+from .answering import fast_classifier
 from .arguments import Parser, count, expand
-from .checkpoint import load_classifier
 from .command import run_command
 from .config import given_values, prediction_options
 from .loaders import read_ahead
@@ -167,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--top", type=count, metavar="K", help="the K best classes, not only the best")
     parser.add_argument("--ten-views", action="store_true",
                         help="average ten views of each image, as the paper does")
+    parser.add_argument("--openvino", action="store_true", help="by OpenVINO, where it is installed")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV")
@@ -190,10 +190,9 @@ def _prepare(args: argparse.Namespace) -> tuple[Classifier, Image.Image | None, 
     image = open_rgb(files[0]) if args.image and len(files) == 1 else None
     for path in files if args.image else ():
         if not os.path.isfile(path): open_rgb(path)  # says what is wrong
-    if options.pop("reuse_memory") and options["device"].type == "cpu": reuse_memory()
     if args.checkpoint is None:
         _complain("no --checkpoint: the network in the package names CIFAR-10's classes")
-    classifier = load_classifier(args.checkpoint or "cifar10", **options)
+    classifier = fast_classifier(args.checkpoint or "cifar10", options, image is not None, args.openvino)
     _check_classes(args, classifier.classes)
     return classifier, image, files
 

@@ -22,6 +22,7 @@ from ..base.device import PRECISIONS, pick_device, pick_precision, set_seed
 from ..base.drawings import drawings
 from ..base.errors import InputError
 from ..base.layouts import find_layout, same_names
+from ..base.lrn_native import use_native_lrn
 from ..base.pictures import Images, check_images
 from ..base.weights import PRETRAINED
 from ..data import Recipe, colour_statistics, paper_recipe, usual_recipe
@@ -263,6 +264,7 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     recipe, pixels = by_leader(lambda: _prepared(cfg, checkpoint, begin, images, device), then_all=True)
     choices = _choices(dtype, d.channels_last, pixels is None, begin)
     computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
+    computing["native_lrn"] = use_native_lrn(d.native_lrn and device.type == "cpu")
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms
     set_seed(options.seed)
     model = _network(cfg, checkpoint, device)

@@ -24,7 +24,8 @@ from ..base.device import describe_device
 from ..base.errors import RunError
 from ..base.results import versions
 from .allocator import reuse_memory
-from .bench_tasks import Job, Task, make_job
+from .bench_tasks import Job, Task
+from .rivals import make_job
 from .speed import conv_rate, memory_rate, peak_bytes, resident_bytes, seconds
 
 # %% ../../nbs/engine/turns.ipynb #67e8aaf4

@@ -96,7 +96,7 @@ CONFIGS = {
                     "{path}: unknown key 'training.learning_rat'; did you mean 'learning_rate'?"),
     "unknown key far from all": ("device:\n  zzz: 1\n",
                                  "{path}: unknown key 'device.zzz'; known keys: use_cuda, device_ids, "
-                                 "precision, channels_last, compile, reuse_memory"),
+                                 "precision, channels_last, compile, reuse_memory, native_lrn"),
     "unknown section": ("trainin:\n  seed: 1\n", "{path}: unknown key 'trainin'; did you mean 'training'?"),
     "wrong type": ("training:\n  batch_size: many\n",
                    "{path}: training.batch_size is 'many'; input should be a valid integer"),

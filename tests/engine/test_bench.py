@@ -151,7 +151,7 @@ def test_arithmetic_of_the_floor():
 
 
 ROW = {"row", "title", "shape", "precision", "images", "layout", "usual", "usual_our_allocator", "ours",
-       "ratio", "ratio_same_allocator", "floor_seconds", "share_of_floor", "goals", "met"}
+       "ratio", "ratio_same_allocator", "floor_seconds", "share_of_floor"}
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +193,21 @@ def test_small_bench_has_memory_and_stairs(small):
     assert all(m["tensor_bytes"] > 0 for m in result["memory"])
     assert 3 * result["lrn_keeps"]["ours"] <= result["lrn_keeps"]["usual"]
     names = [s["name"] for s in result["staircase"]]
-    assert names[0] == "usual implementation" and names[-1] == "+ bf16" and len(names) == 7
+    assert names[0] == "usual implementation" and names[-1] == "+ bf16" and len(names) == 8
     assert result["staircase"][0]["ratio"] == 1 and all(s["share_of_floor"] > 0 for s in result["staircase"])
+
+
+def test_small_bench_has_opponents_parts_and_the_first_answer(small):
+    result, _, _ = small
+    ours = [r for r in result["rivals"] if not r["who"]]
+    contests = ("step", 8), ("answers", 64), ("answers", 1)
+    assert ([(r["row"], r["batch"], r["precision"]) for r in ours]
+            == [(row, batch, p) for p in ("fp32", "bf16") for row, batch in contests])
+    assert all(r["ratio"] == 1 and r["version"].startswith("torch ") for r in ours)
+    assert {p["kind"] for p in result["parts"]} >= {"convolutions", "normalisation and pooling", "optimizer"}
+    took = {p: sum(r["seconds"] for r in result["parts"] if r["precision"] == p) for p in ("fp32", "bf16")}
+    assert all(took.values()) and all(r["floor_seconds"] >= 0 for r in result["parts"])
+    assert len(result["first_answer"]) == result["sizes"]["repeats"] and min(result["first_answer"]) > 0
 
 
 def test_time_that_is_up_still_gives_a_whole_file(tmp_path):
@@ -213,7 +226,8 @@ def test_parts_are_measured_anew_and_the_others_kept(tmp_path):
     assert command(*part, cwd=tmp_path).returncode == 0
     first = json.loads((tmp_path / "b.json").read_text())
     assert [r["row"] for r in first["rows"]] == ["step"] and first["memory"] and not first["staircase"]
-    assert all(s.startswith(("LRN", "epoch", "folder", "staircase")) for s in first["skipped"])
+    assert {s.split()[0] for s in first["skipped"]} == {"LRN", "epoch", "folder", "staircase", "rivals",
+                                                        "parts", "first_answer"}
     assert not first["finished"]
     assert command(*bench, "--parts", "lrn", cwd=tmp_path).returncode == 0
     second = json.loads((tmp_path / "b.json").read_text())

@@ -128,7 +128,7 @@ def test_choices_are_printed_and_stored(tmp_path, capsys):
     result = engine_train_command.fit(config(tmp_path, device__precision="bf16", data__loader="workers"),
                                       max_steps=1, show_bar=False)
     expected = dict(precision="bf16", layout="channels_last", loader="workers", compiled=False,
-                    memory_reused=False)
+                    memory_reused=False, native_lrn=False)
     assert result.summary["chosen"] == expected
     assert "precision bf16, layout channels_last, loader workers" in capsys.readouterr().out
 

@@ -47,7 +47,8 @@ TINY = {"model.width": 1 / 96, "training.num_epochs": 2, "training.batch_size": 
         "training.seed": 7,
         "data.dataset": "drawings", "data.train_images": 8, "data.val_images": 4, "data.test_images": 4,
         "data.num_workers": 0, "data.download": False,
-        "device.use_cuda": False, "device.reuse_memory": False, "device.precision": "fp32",
+        "device.use_cuda": False, "device.reuse_memory": False, "device.native_lrn": False,
+        "device.precision": "fp32",
         "device.compile": False}
 
 
@@ -810,6 +811,7 @@ def one_checkpoint(lab: Lab, seed: int, number: int) -> dict:
         predicted = lab.call("alexnet_predict", inference.main,
                              ["--checkpoint", str(path), "--image", str(lab.picture),
                               "--set", "device.use_cuda=false", "--set", "device.reuse_memory=false",
+                              "--set", "device.native_lrn=false",
                               *["--show-all-probs"] * (number % 2)])
         resumed = lab.call("alexnet_train", train.main,
                            ["--resume", str(path), "--minutes", "0.03",
