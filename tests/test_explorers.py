@@ -1,5 +1,6 @@
-"""The three explorers of the site: their numbers beside those of the notebooks' widgets, and their pages in a
+"""The explorers of the site: their numbers beside those of the notebooks' widgets, and their pages in a
 browser, by keyboard, by touch, in both themes, and without JavaScript."""
+import importlib.util
 import inspect
 import itertools
 import re
@@ -10,15 +11,20 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import test_site
+from alexnet_nb.base.cifar10 import read_cifar10
+from alexnet_nb.base.pictures import CLASSES
+from alexnet_nb.data import Augmentation, paper_recipe, prepare, principal_colours
 from alexnet_nb.lrn import local_response_norm
 from browser import browser, tab
 from notebooks import NBS, read_cells
 
 address = test_site.address  # the fixture
 # page, the place on it, the notebook's cells: functions, picture, widget
-PAGES = {"03_model": ("windows", ["fadd8b0a", "ba0d0932", "f9890b3e"], "a59e7e65", "172fae84"),
+PAGES = {"01_data": ("chances", ["ada4bbb0", "aadd8f41"], "24f8a2f2", "777f337a"),
+         "03_model": ("windows", ["fadd8b0a", "ba0d0932", "f9890b3e"], "a59e7e65", "172fae84"),
          "02_lrn": ("lrn", ["829a77b2", "ac2e5911"], "8df8998b", "934a01c1"),
          "04_train": ("valley", ["f6a2d790", "b7082e1a", "a95574d8"], "6403d7a1", "32f601b0")}
 FORMULAS = (NBS / "site/formulas.js").read_text(encoding="utf-8")
@@ -36,8 +42,9 @@ def functions(name: str) -> dict:
     "The functions behind the widget of a page, with a figure that draws nothing."
     plt, fig = mock.MagicMock(), mock.MagicMock()
     plt.subplots.return_value = fig, [[None, None]]
-    return run_cells(name, PAGES[name][1], torch=torch, np=np, plt=plt, fig=fig,
-                     local_response_norm=local_response_norm, draw_piece=lambda *args: None)
+    given = dict(torch=torch, np=np, plt=plt, fig=fig, draw_piece=lambda *args: None, vectors=torch.eye(3))
+    return run_cells(name, PAGES[name][1], local_response_norm=local_response_norm,
+                     Augmentation=Augmentation, **given)
 
 
 def widget(name: str) -> tuple[dict, dict]:
@@ -47,9 +54,10 @@ def widget(name: str) -> tuple[dict, dict]:
     values = {key: p.default for key, p in inspect.signature(draw).parameters.items()}
     run_cells(name, [picture], **{draw.__name__: lambda **options: values.update(options)})
     found = {}
-    kinds = {key: getattr(ipywidgets, key) for key in dir(ipywidgets) if key.endswith("Slider")}
+    names = [key for key in dir(ipywidgets) if re.search("Slider$|^Checkbox$|^Dropdown$", key)]
+    kinds = {key: getattr(ipywidgets, key) for key in names}
     stand_in = SimpleNamespace(**kinds, interact=lambda _, **sliders: found.update(sliders))
-    run_cells(name, [live], widgets=stand_in, **{draw.__name__: draw})
+    run_cells(name, [live], widgets=stand_in, CLASSES=CLASSES, **{draw.__name__: draw})
     return found, values
 
 
@@ -150,6 +158,41 @@ def test_the_fate_of_a_walk_is_that_of_its_eigenvalues(formulas):
     assert seen >= {"stands", "leaves", "swings", "leaps", "creeps"}
 
 
+def test_pictures_are_prepared_as_the_library_does(formulas):
+    "Enlarged as by Pillow, to the level; cropped, mirrored and tinted as by `prepare`."
+    cases = grid(down=(0, 15, 29), right=(4, 26), mirror=(False, True), first=(0, 2.5), second=(-3, 1),
+                 third=(0, 2), strength=(0, 0.1, 0.5))[::5]
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    colours = torch.tensor(formulas("c => f.COLOURS", [0])[0], dtype=torch.float64).T
+    given = formulas("c => [...f.enlarge(c)]", [picture.flatten().tolist()])[0]
+    large = np.asarray(Image.fromarray(picture).resize((256, 256), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(np.array(given).reshape(256, 256, 3), large)
+    covariance, mean = colours @ colours.T, torch.zeros(3, dtype=torch.float64)
+    choice = run_cells("01_data", ["ada4bbb0"], torch=torch, Augmentation=Augmentation,
+                       vectors=principal_colours(covariance)[1])["choice"]
+    rgb = "[...f.prepared(large, c)].filter((_, i) => i % 4 < 3)"  # the whole is long: every 97th will do
+    all_cases = f"all.cases.map(c => {rgb}.filter((_, i) => i % 97 === 0))"
+    script = f"all => {{ const large = f.enlarge(all.picture); return {all_cases} }}"
+    found = formulas(script, [{"picture": picture.flatten().tolist(), "cases": cases}])[0]
+    for case, levels in zip(cases, found, strict=True):
+        strength = case["strength"]
+        chance = choice(*(value for key, value in case.items() if key != "strength"))
+        wanted = prepare(Image.fromarray(picture), paper_recipe(227, mean, covariance, strength), chance)
+        wanted = wanted.clamp(0, 255).permute(1, 2, 0).flatten()[::97]  # the recipe's std is 1/255: levels
+        np.testing.assert_allclose(levels, wanted, atol=0.51, err_msg=str(case))
+
+
+@pytest.mark.cifar10
+def test_colours_and_pictures_are_those_of_the_data(formulas, cifar10_dir):
+    spec = importlib.util.spec_from_file_location("ten_pictures", NBS.parent / "tools/ten_pictures.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    images = read_cifar10(cifar10_dir, True, may_download=False)
+    np.testing.assert_allclose(formulas("c => f.COLOURS", [0])[0], tool.colours(images).T, atol=1e-4)
+    stored = np.asarray(Image.open(NBS / "site/ten.png")).astype(int)
+    assert np.abs(stored - tool.ten_pictures(images)).max() <= 2  # decoders of JPEG differ a little
+
+
 def opened(page, address: str, name: str):
     "The explorer of a page that has just been opened, drawn."
     page.goto(f"{address}/{name}.html", wait_until="load")
@@ -165,8 +208,12 @@ def test_an_explorer_has_the_widget_s_sliders_and_the_picture_s_values(name, add
         explorer = opened(page, address, name)
         for key, of_widget in sliders.items():
             control = page.locator(f"#explore-{PAGES[name][0]}-{key}-control")
-            if isinstance(of_widget, bool):
+            if isinstance(of_widget, (bool, ipywidgets.Checkbox)):
                 assert control.is_checked() == values[key]
+                continue
+            if isinstance(of_widget, ipywidgets.Dropdown):
+                assert control.locator("option").all_inner_texts() == [name for name, _ in of_widget.options]
+                assert control.input_value() == str(values[key])
                 continue
             has = {word: float(control.get_attribute(word)) for word in ("min", "max", "step")}
             output = explorer.locator(f"output[for='{control.get_attribute('id')}']")
@@ -203,7 +250,7 @@ def stands_out(page, explorer, dark: bool) -> bool:
     letters = explorer.locator("svg text").first.evaluate("e => getComputedStyle(e).fill")
     windows = explorer.locator("svg > .window").evaluate_all("all => all.map(e => getComputedStyle(e).fill)")
     curves = explorer.locator("svg .curve").evaluate_all("all => all.map(e => getComputedStyle(e).color)")
-    return ((luminance(ground) < 0.2) == dark and bool(windows or curves)
+    return ((luminance(ground) < 0.2) == dark
             and all(contrast(letters, behind) >= 4.5 for behind in (ground, *windows))
             and all(contrast(curve, ground) >= 3 for curve in curves))
 
@@ -235,7 +282,7 @@ def test_a_key_moves_the_drawing_and_the_numbers(name, address, chromium):
             assert after[1:3] != before[1:3], key
         page.keyboard.press("Tab")
         focused = page.evaluate("document.activeElement.id")
-        assert focused == explorer.locator("input").nth(1).get_attribute("id")
+        assert focused == explorer.locator("input[type=range]").nth(1).get_attribute("id")
         explorer.get_by_role("button").click()
         assert state(explorer) == first and not wrong
 

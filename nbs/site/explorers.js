@@ -7,7 +7,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 // An element with attributes and children; a number or a string becomes text.
 function make(name, attributes = {}, ...children) {
-  const html = /^(div|p|label|span|input|output|button|fieldset|legend)$/.test(name);
+  const html = /^(div|p|label|span|input|output|button|select|option)$/.test(name);
   const element = html ? document.createElement(name) : document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
@@ -287,7 +287,76 @@ const momentum = {
   },
 };
 
+// --- chances of one's own: crop, mirror image, colours
+
+const CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
+// An image in a drawing, from pixels in RGBA.
+function image(x, y, shown, pixels, side) {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = side;
+  canvas.getContext("2d").putImageData(new ImageData(pixels, side, side), 0, 0);
+  return make("image", { x, y, width: shown, height: shown, href: canvas.toDataURL() });
+}
+
+const chances = {
+  title: "Explorer: crop, mirror image and colours of your choice",
+  sliders: {
+    picture: { label: "picture", names: CLASSES, value: 7 },
+    mirror: { label: "mirror", box: true, value: true },
+    down: { label: "down", min: 0, max: 29, step: 1, value: 3 },
+    right: { label: "right", min: 0, max: 29, step: 1, value: 26 },
+    first: { label: "first", min: -3, max: 3, step: 0.5, value: 2 },
+    second: { label: "second", min: -3, max: 3, step: 0.5, value: -2 },
+    third: { label: "third", min: -3, max: 3, step: 0.5, value: 0 },
+    strength: { label: "strength", min: 0, max: 0.5, step: 0.05, value: 0.1, show: (x) => x.toFixed(2) },
+  },
+  // The ten photographs stand side by side in one file.
+  async load() {
+    const sheet = new Image();
+    sheet.src = new URL("ten.png", import.meta.url);
+    await sheet.decode();
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [sheet.width, sheet.height];
+    const pen = canvas.getContext("2d");
+    pen.drawImage(sheet, 0, 0);
+    this.large = CLASSES.map((_, k) => {
+      const { data } = pen.getImageData(k * f.SIDE, 0, f.SIDE, f.SIDE);
+      return f.enlarge(data.filter((_, i) => i % 4 < 3));
+    });
+  },
+  rule(values) {
+    const levels = f.colourShift(values).map((x) => `${x < 0 ? "−" : "+"}${Math.abs(255 * x).toFixed(1)}`);
+    return `crop (${values.down}, ${values.right})${values.mirror ? ", mirrored" : ""}\n`
+      + `red ${levels[0]}, green ${levels[1]}, blue ${levels[2]} levels of 255`;
+  },
+  words({ picture, down, right, mirror, ...colour }) {
+    const mean = f.colourShift(colour).reduce((sum, x) => sum + x, 0) / 3;
+    const light = Math.abs(mean) < 0.004 ? "as light as before" : mean > 0 ? "lighter" : "darker";
+    const place = `${many(down, "pixel")} from the top and ${many(right, "pixel")} from the left`;
+    return `The picture (${CLASSES[picture]}) has 256 pixels a side; the crop of 227 begins ${place}. `
+      + `It is ${mirror ? "mirrored" : "not mirrored"}, and ${light}.`;
+  },
+  draw(values, width) {
+    const gap = 12, side = (width - 2 * gap) / 3, scale = side / f.LARGE, large = this.large[values.picture];
+    const whole = new Uint8ClampedArray(f.LARGE ** 2 * 4).fill(255), centre = (f.LARGE - f.CROP + 1) >> 1;
+    for (let i = 0; i < f.LARGE ** 2; i++) whole.set(large.subarray(3 * i, 3 * i + 3), 4 * i);
+    const plain = { down: centre, right: centre, mirror: false, first: 0, second: 0, third: 0, strength: 0 };
+    const place = ({ down, right }, kind) =>
+      box(right * scale, 20 + down * scale, f.CROP * scale, f.CROP * scale, kind);
+    const titles = ["256 × 256", "without chance", "with yours"];
+    return {
+      parts: [image(0, 20, side, whole, f.LARGE), place(plain, "centre"), place(values, "crop"),
+        image(side + gap, 20, side, f.prepared(large, plain), f.CROP),
+        image(2 * (side + gap), 20, side, f.prepared(large, values), f.CROP),
+        ...titles.map((title, i) => text(i * (side + gap), 12, title))],
+      height: side + 24,
+    };
+  },
+};
+
 const EXPLORERS = {
+  "explore-chances": chances,
   "explore-windows": convolution, "explore-lrn": normalisation, "explore-valley": momentum,
 };
 
@@ -302,6 +371,14 @@ function control(name, { label, value, show = String, ...spec }, changed) {
     const set = () => { input.checked = value; };
     return { row: make("div", { class: "explorer-row" }, make("span"),
       make("label", { for: id, class: "explorer-box" }, input, ` ${label}`)), set };
+  }
+  if (spec.names) {
+    const options = spec.names.map((word, i) => make("option", { value: i }, word));
+    const input = make("select", { id }, ...options), title = make("label", { for: id }, label);
+    input.addEventListener("input", () => changed(Number(input.value)));
+    const set = () => { input.value = value; };
+    const row = make("div", { class: "explorer-row" }, title, input, make("span"));
+    return { row, set };
   }
   const { steps } = spec;  // values that are not evenly spaced are chosen by their place in the list
   const { min, max, step } = steps ? { min: 0, max: steps.length - 1, step: 1 } : spec;
@@ -368,6 +445,7 @@ function pictureBefore(element) {
 for (const place of document.querySelectorAll(".explorer")) {
   const explorer = EXPLORERS[place.id], picture = pictureBefore(place);
   if (!explorer || !picture) continue;
+  await explorer.load?.();
   picture.after(place);
   start(place, explorer);
   picture.hidden = true;

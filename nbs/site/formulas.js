@@ -107,3 +107,57 @@ export function fate({ rate, momentum, decay }, i) {
   if (factor > 1) return { kind: "leaves", factor };
   return { kind: root < 0 ? "leaps" : "creeps", factor };
 }
+
+// --- 01_data: prepare and choice, by the paper's recipe
+
+export const SIDE = 32, LARGE = 256, CROP = 227;  // a picture, the same enlarged, what the network is given
+
+// The principal colours of the training pictures, each as long as its deviation (of pixels from 0 to 1), and
+// brightening. tools/ten_pictures.py prints them.
+export const COLOURS = [
+  [0.23191, 0.23975, 0.24841], [0.07621, 0.00531, -0.07628], [0.02231, -0.04167, 0.01939],
+];
+
+// What is added to every pixel, red, green and blue, of pixels from 0 to 1.
+export function colourShift({ first, second, third, strength }) {
+  return [0, 1, 2].map((channel) => strength * [first, second, third]
+    .reduce((sum, chance, i) => sum + chance * COLOURS[i][channel], 0));
+}
+
+// For each of `to` places along a side, the two pixels out of `from` that it lies between, and their weights.
+// As Pillow resizes: bilinear, weights in 22 bits, each side for itself and rounded to whole levels.
+function neighbours(from, to) {
+  const scale = from / to, one = 2 ** 22;
+  return Array.from({ length: to }, (_, place) => {
+    const centre = (place + 0.5) * scale, low = Math.max(0, Math.floor(centre - 0.5));
+    const high = Math.min(from, Math.floor(centre + 1.5)), weights = [];
+    for (let i = low; i < high; i++) weights.push(Math.max(0, 1 - Math.abs(i + 0.5 - centre)));
+    const sum = weights.reduce((a, b) => a + b);
+    return { low, weights: weights.map((weight) => Math.floor(weight / sum * one + 0.5)) };
+  });
+}
+
+// A square picture (side x side, RGB, whole levels) enlarged.
+export function enlarge(pixels, from = SIDE, to = LARGE) {
+  const places = neighbours(from, to), half = 2 ** 21, one = 2 ** 22;
+  const wide = new Uint8ClampedArray(from * to * 3), result = new Uint8ClampedArray(to * to * 3);
+  const level = (values, at, step, { low, weights }) => Math.floor(
+    weights.reduce((sum, weight, k) => sum + weight * values[at + (low + k) * step], half) / one);
+  for (let y = 0; y < from; y++) for (let x = 0; x < to; x++) for (let c = 0; c < 3; c++) {
+    wide[(y * to + x) * 3 + c] = level(pixels, y * from * 3 + c, 3, places[x]);
+  }
+  for (let y = 0; y < to; y++) for (let x = 0; x < to; x++) for (let c = 0; c < 3; c++) {
+    result[(y * to + x) * 3 + c] = level(wide, x * 3 + c, to * 3, places[y]);
+  }
+  return result;
+}
+
+// What the network is given of an enlarged picture, in levels: RGBA, as a canvas has it.
+export function prepared(large, { down, right, mirror, ...colour }) {
+  const shift = colourShift(colour), result = new Uint8ClampedArray(CROP * CROP * 4).fill(255);
+  for (let y = 0; y < CROP; y++) for (let x = 0; x < CROP; x++) {
+    const from = ((y + down) * LARGE + right + (mirror ? CROP - 1 - x : x)) * 3, at = (y * CROP + x) * 4;
+    for (let c = 0; c < 3; c++) result[at + c] = Math.round(large[from + c] + 255 * shift[c]);
+  }
+  return result;
+}
