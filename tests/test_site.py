@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from browser import browser, needed, tab
 
@@ -36,14 +38,17 @@ WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 @pytest.fixture(scope="module")
 def address():
     "The site, built anew if a notebook is younger than it, and served on a free port."
-    sources = [*all_notebooks(), NBS / "styles.css", ROOT / "_quarto.yml", ROOT / "tools/site.py"]
+    sources = [*all_notebooks(), NBS / "styles.css", ROOT / "_quarto.yml", ROOT / "tools/site.py",
+               *NBS.glob("site/*")]
     pages = [SITE / f"{name}.html" for name in PAGES]
     newest = max(source.stat().st_mtime for source in sources)
-    if not all(page.exists() and page.stat().st_mtime >= newest for page in pages):
-        command = [sys.executable, ROOT / "tools/site.py"]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        made = all(page.exists() and page.stat().st_mtime >= newest for page in pages)
-        assert made, run.stdout[-3000:] + run.stderr[-3000:]  # what it finds wrong is judged below
+    lock = Path(tempfile.gettempdir(), f"site{str(ROOT).replace(os.sep, '-')}.lock")
+    with FileLock(lock):  # more than one file of tests needs the site, perhaps at the same time
+        if not all(page.exists() and page.stat().st_mtime >= newest for page in pages):
+            command = [sys.executable, ROOT / "tools/site.py"]
+            run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            made = all(page.exists() and page.stat().st_mtime >= newest for page in pages)
+            assert made, run.stdout[-3000:] + run.stderr[-3000:]  # what it finds wrong is judged below
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
