@@ -273,9 +273,10 @@ function drawSeen({pixels, width, height}, byWay) {
 
 function drawAnswer(probabilities, milliseconds) {
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]);
-  const [first, second] = order.map(k => `${withArticle(about.classes[k])} (${percent(probabilities[k])})`);
-  const sure = probabilities[order[0]] >= about.unsure_below;
-  element('says').textContent = sure ? `This is ${first}.` : `Not sure: perhaps ${first}, perhaps ${second}.`;
+  const [first, second] = order.map(k => withArticle(about.classes[k]));
+  const highest = probabilities[order[0]];
+  element('says').textContent = highest < about.unsure_below ? `Not sure: perhaps ${first}, perhaps ${second}.`
+    : `This is ${first}, with a probability of ${percent(highest)}.`;
   [...element('bars').children].forEach((line, k) => {
     line.classList.toggle('try-first', k === order[0]);
     line.dataset.probability = probabilities[k];
