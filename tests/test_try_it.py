@@ -17,6 +17,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from alexnet_nb.base.cifar10 import read_cifar10
@@ -162,6 +163,17 @@ def test_both_scripts_are_modules_that_parse():
         run = subprocess.run([node, "--input-type=module", "--check"], capture_output=True, text=True,
                              input=(NBS / "site" / name).read_text(encoding="utf-8"))
         assert run.returncode == 0, run.stderr
+
+
+def test_the_workflow_puts_the_network_beside_the_page():
+    "After the site is rendered, and before it is published, where the script looks for it."
+    workflow = yaml.safe_load((ROOT / ".github/workflows/docs.yaml").read_text(encoding="utf-8"))
+    steps = [step.get("run", step.get("uses", "")) for step in workflow["jobs"]["site"]["steps"]]
+    export = steps.index("alexnet_export _docs/site/alexnet.onnx --compact --layers")
+    assert steps.index("nbdev_docs") < export
+    assert export < next(n for n, step in enumerate(steps) if "upload-pages-artifact" in step)
+    assert "new URL('alexnet.onnx', import.meta.url)" in SCRIPT and "    - site\n" in (
+        ROOT / "_quarto.yml").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- the same pixels
