@@ -119,12 +119,20 @@ def missing_pages(site: Path) -> list[str]:
     return found + [f"{name}: in the sidebar, and no such notebook" for name in sorted({*order} - {*names})]
 
 
+def add_network(site: Path) -> None:
+    "Put the network beside the page that runs it; docs.yaml does the same by the command."
+    from alexnet_nb.engine.export import main
+    if main([str(site / "site" / "alexnet.onnx"), "--compact", "--layers", "--force"]):
+        print("site/alexnet.onnx: could not be made; the page try_it will not find it", file=sys.stderr)
+
+
 def build() -> Path:
     "Prepare with nbdev, render with smalldocs; the folder of the site."
     from nbdev.serve import proc_nbs
     from smalldocs.site import build as render
     proc = Path(proc_nbs(n_workers=1, force=True))
     for warning in render(proc, quiet=True).warnings: print(f"smalldocs: {warning}", file=sys.stderr)
+    add_network(proc / "_docs")
     return proc / "_docs"
 
 

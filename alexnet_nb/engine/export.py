@@ -23,6 +23,7 @@ import alexnet_nb
 from ..base.errors import InputError
 from ..base.weights import PRETRAINED, read_weights, write_weights
 from ..inference import Classifier
+from ..inspection import network_layers
 from ..lrn import LocalResponseNorm
 from .arguments import Parser, expand
 from .checkpoint import architecture, load_classifier, read_checkpoint
@@ -134,6 +135,16 @@ def _all_nodes(graph: _Graph, classifier: Classifier) -> None:
         x, = graph.add("Div", x, _store(graph, "temperature", torch.tensor(classifier.temperature)))
     graph.add("Softmax", x, output="probabilities", axis=1)
 
+# %% ../../nbs/engine/export.ipynb #7a1e5ce2
+def _name_layers(graph: _Graph, classifier: Classifier) -> list[str]:
+    "Call what each layer gives by the layer's name, and hand out fc8's weights; the names of them all."
+    given = [node.output[0] for node in graph.nodes if node.op_type in ("Relu", "Tanh")]
+    names = dict(zip(given, network_layers(classifier.model)[:-1], strict=True))  # fc8 gives the logits
+    last = next(node for node in graph.nodes if node.output[0] == "logits")
+    for node in graph.nodes:
+        for values in (node.input, node.output): values[:] = [names.get(value, value) for value in values]
+    return [*names.values(), *graph.add("Identity", last.input[1], output="fc8.weight")]
+
 # %% ../../nbs/engine/export.ipynb #b500bcca
 _PICTURE = ("RGB, float32 (N, 3, size, size), values 0 to 255, rows from top to bottom. Turn the picture as "
             "its EXIF says. If the recipe has a `first_to` and both sides are longer, resize it to that "
@@ -146,13 +157,14 @@ def _card(classifier: Classifier) -> dict:
                 temperature=classifier.temperature)
 
 # %% ../../nbs/engine/export.ipynb #e24bcd31
-def _whole(graph: _Graph, classifier: Classifier):
-    "The graph with what goes in and what comes out, in a model."
+def _whole(graph: _Graph, classifier: Classifier, layers: list[str]):
+    "The graph with what goes in and what comes out, also of these layers, in a model."
     helper, size, classes = graph.onnx.helper, classifier.recipe.size, len(classifier.classes)
     def value(name, shape, doc): return helper.make_tensor_value_info(name, 1, ["N", *shape], doc)
     given = [value("pixels", (3, size, size), _PICTURE)]
     found = [value("logits", (classes,), "before temperature and softmax"),
-             value("probabilities", (classes,), "in the order of the classes")]
+             value("probabilities", (classes,), "in the order of the classes"),
+             *(helper.make_tensor_value_info(name, 1, None) for name in layers)]
     return helper.make_model(
         helper.make_graph(graph.nodes, "AlexNet", given, found, graph.stored), ir_version=8,
         opset_imports=[helper.make_opsetid("", 13)], producer_name="alexnet_nb",
@@ -161,12 +173,13 @@ def _whole(graph: _Graph, classifier: Classifier):
 # %% ../../nbs/engine/export.ipynb #aec34db7
 def to_onnx(classifier: Classifier,
             tensors: dict[str, Tensor] | None = None, # as a file of weights stores them; None: the model's
-            card: dict | None = None                  # more for the metadata, such as a file's card
+            card: dict | None = None,                 # more for the metadata, such as a file's card
+            layers: bool = False                      # also hand out what each layer gives, and fc8's weights
            ) -> bytes:
     "A network as an .onnx file. Raises `InputError` without the package onnx, and for a foreign layer."
     graph = _Graph(classifier.model.state_dict() if tensors is None else tensors)
     _all_nodes(graph, classifier)
-    model = _whole(graph, classifier)
+    model = _whole(graph, classifier, _name_layers(graph, classifier) if layers else [])
     texts = {key: json.dumps(value) for key, value in ((card or {}) | _card(classifier)).items()}
     graph.onnx.helper.set_model_props(model, texts | {"input": _PICTURE})
     return model.SerializeToString()
@@ -187,10 +200,11 @@ def _network(source: str, compact: bool) -> tuple[Classifier, dict[str, Tensor],
     return classifier, tensors, card | _card(classifier)
 
 # %% ../../nbs/engine/export.ipynb #740bd023
-def _target(path: Path, force: bool) -> None:
+def _target(path: Path, force: bool, layers: bool) -> None:
     "Raise `InputError` for a place where no file can be written, or should not be."
     if path.suffix not in (".onnx", ".safetensors"):
         raise InputError(f"{path}: must end in .onnx or .safetensors")
+    if layers and path.suffix != ".onnx": raise InputError(f"{path}: has no graph; --layers is for .onnx")
     if path.is_dir(): raise InputError(f"{path}: is a folder; give the name of a file")
     if path.exists() and not force: raise InputError(f"{path}: is there already; --force replaces it")
     if path.suffix == ".onnx": _import_onnx()
@@ -208,10 +222,10 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 def _export(args: argparse.Namespace) -> int:
     "The command's work; the exit code."
     path = Path(args.file)
-    _target(path, args.force)
+    _target(path, args.force, args.layers)
     classifier, tensors, card = _network(args.checkpoint, args.compact)
     if path.suffix == ".onnx":
-        whole = to_onnx(classifier, tensors, card)
+        whole = to_onnx(classifier, tensors, card, args.layers)
         _write(path, lambda part: part.write_bytes(whole))
     else: _write(path, lambda part: write_weights(part, tensors, card))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(classifier.classes)} classes, "
@@ -226,6 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", metavar="CKPT", default="cifar10", type=expand,
                         help="a checkpoint, or a .safetensors file; without it, the network in the package")
     parser.add_argument("--compact", action="store_true", help="narrow matrices and 8-bit kernels, as stored")
+    parser.add_argument("--layers", action="store_true", help="a graph that also hands out its layers")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     return run_command("alexnet_export", lambda: _export(parser.parse_args(argv)))
 

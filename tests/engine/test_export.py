@@ -17,6 +17,7 @@ from alexnet_nb.engine import export, files
 from alexnet_nb.engine.checkpoint import load_classifier
 from alexnet_nb.engine.export import main, to_onnx
 from alexnet_nb.inference import Classifier, load_pretrained, probabilities
+from alexnet_nb.inspection import layer_outputs, network_layers
 from alexnet_nb.lrn import LocalResponseNorm
 from alexnet_nb.model import AlexNet
 from common import command
@@ -192,6 +193,37 @@ def test_what_a_program_must_know_is_on_the_graph(onnx):
     assert model.opset_import[0].version == 13
 
 
+# ---------------------------------------------------------------- what the layers give
+
+@pytest.mark.parametrize("variant", [{}, dict(towers=2, activation="tanh", without=["conv3"])],
+                         ids=["default", "two towers, tanh, without conv3"])
+def test_each_layer_gives_what_it_gives_in_pytorch(variant, onnx):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install it")
+    classifier, pixels = small(**variant), noise(227)
+    recipe, names = classifier.recipe, network_layers(classifier.model)[:-1]
+    session = onnxruntime.InferenceSession(to_onnx(classifier, layers=True),
+                                           providers=["CPUExecutionProvider"])
+    assert [v.name for v in session.get_outputs()] == ["logits", "probabilities", *names, "fc8.weight"]
+    *found, weight, logits = session.run([*names, "fc8.weight", "logits"], {"pixels": pixels})
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    ours = next(layer_outputs(classifier.model, [(torch.from_numpy(pixels) / 255 - mean) / std]))
+    for name, layer in zip(names, found, strict=True):
+        assert apart(ours[name].flatten(1), torch.from_numpy(layer).flatten(1)) < 1e-4, name
+    assert torch.equal(torch.from_numpy(weight), classifier.model.classifier[-1].weight)
+    assert apart(ours["fc8"], torch.from_numpy(logits)) < 1e-5
+
+
+def test_the_graph_of_the_page_is_small_and_made_twice_the_same(known, run):
+    "As the site gets it: the very same answers, at most 8 MB, and the same bytes each time."
+    for name in ("a.onnx", "b.onnx"): assert main([name, "--compact", "--layers"]) == 0
+    whole = Path("a.onnx").read_bytes()
+    assert whole == Path("b.onnx").read_bytes() and len(whole) < 8e6
+    pixels, ours, chances = known
+    logits, theirs = run(whole, pixels[:50])
+    assert torch.equal(ours[:50].argmax(1), logits.argmax(1))
+    torch.testing.assert_close(theirs, chances[:50], rtol=0, atol=1e-4)
+
+
 # ---------------------------------------------------------------- files of weights
 
 def same_weights(a: Classifier, b: Classifier) -> bool:
@@ -257,6 +289,7 @@ def test_bad_input_is_one_line(capsys, final, tmp_path):
             ("no such", "x.safetensors", "--checkpoint", "none.safetensors"),
             ("broken.pkl", "x.safetensors", "--checkpoint", "broken.pkl"),
             ("damaged", "x.safetensors", "--checkpoint", "broken.safetensors"),
+            ("has no graph", "x.safetensors", "--layers"),
             ("no narrow matrices", "x.safetensors", "--compact", "--checkpoint", final),
             ("cannot be written to", "broken.pkl/x.safetensors")):
         assert words in one_line(capsys, *argv), argv
