@@ -1,60 +1,17 @@
 "The site as a reader meets it, in a real browser: wide and narrow, light and dark, searched, clicked."
-import functools
-import importlib.util
 import os
 import re
-import subprocess
-import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from browser import browser, needed, tab
+from browser import needed, tab
+from built import NBS, PAGES, SITE, TOOL, name_of
+from notebooks import read_cells
 
 needed()
-ROOT = Path(__file__).resolve().parent.parent
-SITE = ROOT / "_proc" / "_docs"
-sys.path.append(str(ROOT / "tools"))
-from notebooks import NBS, all_notebooks, name_of, read_cells
-
-
-def load_site_tool():
-    spec = importlib.util.spec_from_file_location("site_tool", ROOT / "tools/site.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-TOOL = load_site_tool()
-PAGES = [name_of(path) for path in all_notebooks()]
 ORDER = TOOL.reading_order()  # as the sidebar has it
 WIDE, NARROW = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def address():
-    "The site, built anew if a notebook is younger than it, and served on a free port."
-    sources = [*all_notebooks(), NBS / "styles.css", ROOT / "_quarto.yml", ROOT / "tools/site.py"]
-    pages = [SITE / f"{name}.html" for name in PAGES]
-    newest = max(source.stat().st_mtime for source in sources)
-    if not all(page.exists() and page.stat().st_mtime >= newest for page in pages):
-        command = [sys.executable, ROOT / "tools/site.py"]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        made = all(page.exists() and page.stat().st_mtime >= newest for page in pages)
-        assert made, run.stdout[-3000:] + run.stderr[-3000:]  # what it finds wrong is judged below
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started: yield started
 
 
 def brightness(page, element="body") -> float:

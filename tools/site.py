@@ -119,11 +119,19 @@ def missing_pages(site: Path) -> list[str]:
     return found + [f"{name}: in the sidebar, and no such notebook" for name in sorted({*order} - {*names})]
 
 
+def prepare() -> Path:
+    "Prepare the notebooks with nbdev, definitions as pages.py has them; the folder they lie in."
+    import nbdev.serve
+
+    from pages import Pages
+    nbdev.serve.FilterDefaults = Pages  # what nbdev.processors says to override: its class of processors
+    return Path(nbdev.serve.proc_nbs(n_workers=1, force=True))
+
+
 def build() -> Path:
     "Prepare with nbdev, render with smalldocs; the folder of the site."
-    from nbdev.serve import proc_nbs
     from smalldocs.site import build as render
-    proc = Path(proc_nbs(n_workers=1, force=True))
+    proc = prepare()
     for warning in render(proc, quiet=True).warnings: print(f"smalldocs: {warning}", file=sys.stderr)
     return proc / "_docs"
 
