@@ -3,6 +3,7 @@ import importlib.util
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,6 +11,17 @@ import pytest
 CHROMIUM = (os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
             or shutil.which("google-chrome"))
 HERE = ("localhost", "127.0.0.1", "")  # "": data: and blob:
+
+NPM = Path(__file__).resolve().parent / "node_modules"  # npm install --ignore-scripts --prefix tests
+
+
+def npm_file(name: str) -> Path:
+    """A file of a package that tests/package.json names. Where it is missing, the test or module that asks is
+    skipped; with $ALEXNET_NB_NPM, as in .ci/run, that is a failure."""
+    if (NPM / name).is_file(): return NPM / name
+    said = f"{name} is missing; npm install --ignore-scripts --prefix tests"
+    if os.environ.get("ALEXNET_NB_NPM"): raise FileNotFoundError(said)
+    pytest.skip(said, allow_module_level=True)
 
 
 def needed() -> None:
@@ -23,12 +35,12 @@ def needed() -> None:
 
 
 @contextmanager
-def browser():
-    "A headless Chromium."
+def browser(*more: str):
+    "A headless Chromium, with more arguments if wanted."
     from playwright.sync_api import sync_playwright
     args = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions"]
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, timeout=180_000, args=args)
+        chromium = play.chromium.launch(executable_path=CHROMIUM, timeout=180_000, args=[*args, *more])
         yield chromium
         chromium.close()
 

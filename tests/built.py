@@ -2,6 +2,7 @@
 import functools
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
-SITE = ROOT / "_proc" / "_docs"
+ELSEWHERE = os.environ.get("ALEXNET_NB_SITE")  # a site that is there already, such as Quarto's
+SITE = Path(ELSEWHERE).resolve() if ELSEWHERE else ROOT / "_proc" / "_docs"
 sys.path.append(str(ROOT / "tools"))
 from notebooks import NBS, all_modules, all_notebooks, below, name_of
 
@@ -43,8 +45,14 @@ def is_fresh() -> bool:
     return all(page.exists() and page.stat().st_mtime >= newest for page in pages)
 
 
+def page_at(name: str) -> str:
+    "The address of a notebook's page below the site's, whoever rendered it."
+    return TOOL.file_of(SITE, name).relative_to(SITE).as_posix()
+
+
 def build() -> Path:
     "The folder of the site. Tests in other processes wait for it."
+    if ELSEWHERE: return SITE
     name = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]
     with FileLock(Path(tempfile.gettempdir()) / f"site-{name}.lock"):
         if not is_fresh():

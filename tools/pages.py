@@ -1,10 +1,11 @@
-"""How a notebook becomes a page: nbdev's own processors, and three of ours.
+"""How a notebook becomes a page: nbdev's own processors, and ours.
 
 Definitions: nbdev puts a heading, a signature and the docstring into the text after every exported cell, and
 there the source says it all again. Here the source stands where it was derived, open for `#| exports`, folded
 for `#| export` and `#| exporti`; signatures, parameters and methods of all public definitions stand together
 in a last section, under the anchors that nbdev's links lead to. It reads the exported module, runs nothing.
-Imports: cells of imports alone are folded.
+Folds: imports and drawing code are folded; what a folded solution prints stays folded with it (styles.css).
+Badges: nothing is fetched from Colab; each chapter of the lesson has the list of symbols one click away.
 Tables: Quarto takes the widths of a wide table's columns from its dashes, so these follow the text.
 """
 import ast
@@ -15,11 +16,12 @@ from html import escape
 
 from execnb.nbio import mk_cell
 from nbdev.doclinks import NbdevLookup
-from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs, mv_exports, rm_export
+from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs, fdiv, mv_exports, rm_export
 
 from notebooks import LIBRARY
 
 WIDTH = 88  # letters a line of a signature, as many as a page shows
+SHOWN_BY_WISH = {"code-fold:", "echo:", "include:", "hide", "export", "exports", "exporti"}
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -177,11 +179,33 @@ class Definitions:
         self.nb.cells += [mk_cell(text, "markdown") for text in cells]
 
 
-def fold_imports(cell):
-    "A processor: a cell that only imports is folded, unless it says how it wants to be shown."
-    if cell.cell_type != "code" or cell.directives_.keys() & {"code-fold:", "echo:", "exports"}: return
-    if (nodes := cell.parsed_()) and all(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes):
-        cell.source = f'#| code-fold: true\n#| code-summary: "Imports"\n{cell.source}'
+def is_import(cell) -> bool:
+    "Whether a cell does nothing but import."
+    nodes = cell.parsed_() or []
+    return bool(nodes) and all(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes)
+
+
+def is_drawing(cell) -> bool:
+    "Whether a cell is some lines that draw a figure, or a definition of how one is drawn."
+    nodes = cell.parsed_() or []
+    lines = sum(bool(line.strip()) for line in cell.source.splitlines() if not line.startswith("#|"))
+    defines = bool(nodes) and all(isinstance(node, ast.FunctionDef) for node in nodes)
+    return lines >= 5 and "plt." in cell.source and ("fig-alt:" in cell.directives_ or defines)
+
+
+class Folds:
+    "A processor: folds imports and drawing code that does not say how it wants to be shown; marks solutions."
+    def __init__(self, nb): self.nb = nb
+
+    def begin(self):
+        cells = []
+        for cell in self.nb.cells:
+            if cell.cell_type == "code" and not cell.directives_.keys() & SHOWN_BY_WISH:
+                name = "Imports" if is_import(cell) else "How it is drawn" if is_drawing(cell) else None
+                if name: cell.source = f'#| code-fold: true\n#| code-summary: "{name}"\n{cell.source}'
+            solved = cell.cell_type == "code" and re.search(r'#\| code-summary: "Solution', cell.source)
+            cells += [fdiv(".solution"), cell, fdiv()] if solved else [cell]
+        self.nb.cells = cells
 
 
 def cells_of(row: str) -> list[str]:
@@ -217,9 +241,19 @@ def fit_tables(cell):
             output["data"]["text/markdown"] = fit_dashes("".join(output["data"]["text/markdown"]))
 
 
+BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\((\S*?/nbs/(\S*)\.ipynb)\)")
+
+
+def plain_badge(cell):
+    "A processor: Colab's badge as words, not a picture on another host; in the lesson a link to the symbols."
+    if cell.cell_type != "markdown" or not (badge := BADGE.search(cell.source)): return
+    cell.source = BADGE.sub(r"[Open in Colab](\1)", cell.source, count=1)
+    if re.match(r"\d\d_", badge[2]): cell.source += " · [Symbols](glossary.ipynb#symbols)"
+
+
 class Pages(FilterDefaults):
     "nbdev's processors for the pages, and ours."
     def base_procs(self):
         kept = [p for p in super().base_procs() if p not in (add_show_docs, exec_show_docs, mv_exports)]
         at = kept.index(rm_export)
-        return [*kept[:at], Definitions, fold_imports, *kept[at:], fit_tables]
+        return [*kept[:at], Definitions, Folds, *kept[at:], fit_tables, plain_badge]
