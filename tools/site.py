@@ -168,19 +168,23 @@ class Terms(HTMLParser):
         if self.at: self.found[self.at][0 if self.heading else 1] += data
 
 
-SIGNS = {r"\times": "×", r"\cdot": "·", r"\le": "≤", r"\ge": "≥", r"\approx": "≈", r"\pm": "±", r"\to": "→",
-         r"\alpha": "α", r"\beta": "β", r"\epsilon": "ε", r"\varepsilon": "ε", r"\mu": "μ", r"\sigma": "σ",
-         r"\lambda": "λ", r"\sum": "Σ", r"\partial": "∂", r"\ln": "ln", r"\log": "log", r"\in": "∈"}
+SIGNS = {"times": "×", "cdot": "·", "le": "≤", "ge": "≥", "approx": "≈", "pm": "±", "to": "→", "in": "∈",
+         "alpha": "α", "beta": "β", "epsilon": "ε", "lambda": "λ", "mu": "μ", "sigma": "σ", "Sigma": "Σ",
+         "delta": "δ", "sum": "Σ", "prod": "Π", "partial": "∂", "ln": "ln", "log": "log", "exp": "exp",
+         "max": "max", "min": "min", "tanh": "tanh", "big": "", "Big": "", "dots": "…", "sqrt": "√", "infty": "∞", "quad": " ", "qquad": " "}
 
 
 def without_tex(text: str) -> str:
-    "A formula in a list of search results, where nothing draws it: signs instead of commands."
+    "Formulas in a list of search results, where nothing draws them: signs instead of commands."
+    def known(formula: str) -> str:
+        formula = re.sub(r"\\(?:tag|label)\{[^{}]*\}", "", formula)
+        formula = re.sub(r"\\(?:text|mathrm|mathcal|mathbb|operatorname)\{([^{}]*)\}", r"\1", formula)
+        formula = re.sub(r"\\[td]?frac *\{([^{}]*)\} *\{([^{}]*)\}", r"\1/\2", formula)
+        formula = re.sub(r"\\[td]?frac *(\w) *(\w)", r"\1/\2", formula)
+        return re.sub(rf"\\({'|'.join(SIGNS)})(?![a-zA-Z])", lambda m: SIGNS[m[1]], formula)
     def plain(match: re.Match) -> str:
-        formula = re.sub(r"\\(?:tag|label)\{[^}]*\}", "", match[1] or match[2])
-        formula = re.sub(r"\\[td]?frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2", formula)
-        formula = re.sub(r"\\[a-z]+", lambda m: SIGNS.get(m[0], ""), formula, flags=re.I)
-        return re.sub(r"[\\{}&]", "", formula).strip()
-    return re.sub(r"\\\((.*?)\\\)|\\\[(.*?)\\\]", plain, text, flags=re.S)
+        return re.sub(r"\\[a-zA-Z]+|[\\{}&]", "", known(match[1] or match[2])).strip()
+    return known(re.sub(r"\\\((.*?)\\\)|\\\[(.*?)\\\]", plain, text, flags=re.S))
 
 
 def refine_search(site: Path) -> None:

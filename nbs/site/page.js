@@ -4,7 +4,8 @@
 export function markThisPage(bar, address) {
   const pathOf = (link) => new URL(link, address).pathname.replace(/index\.html$/, "");
   for (const link of bar.querySelectorAll("a.nav-link[href]")) {
-    const here = !link.getAttribute("href").startsWith("#") && pathOf(link.href) === pathOf(address);
+    const page = /^[^#]/.test(link.getAttribute("href"));  // not a button or a menu
+    const here = page && pathOf(link.href) === pathOf(address);
     link.classList.toggle("active", here);
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
