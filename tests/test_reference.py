@@ -6,7 +6,7 @@ from html import unescape
 import pytest
 
 from alexnet_nb._modidx import d
-from built import NBS, PAGES, TOOL, load_tool
+from built import NBS, PAGES, TOOL, load_tool, page_at
 from notebooks import directives, read_cells
 
 REFERENCE = load_tool("pages")
@@ -70,7 +70,7 @@ def page_with_reference() -> list[str]:
 
 @pytest.mark.parametrize("name", page_with_reference())
 def test_a_definition_stands_once(name, site):
-    html = (site / f"{name}.html").read_text(encoding="utf-8")
+    html = (site / page_at(name)).read_text(encoding="utf-8")
     body, _, foot = html.partition('id="reference"')
     assert foot and 'href="https://github.com/' in foot
     names = re.findall(r"<h3[^>]*>\s*(\w+)\s*<", foot)
@@ -86,3 +86,37 @@ def test_a_definition_stands_once(name, site):
         assert count == times, f"{each} is defined {count} times before the reference"
     for garbled in ("__main__", "<lambda>", "<factory>", "<function", "show_doc"):
         assert garbled not in text_of(foot), garbled
+
+
+@pytest.mark.parametrize("name, words", [
+    ("06_looking_inside", "the energy in the first 1, 2, ... (D,)."),
+    ("05_inference", "(N * 10, 3, size, size).")])
+def test_a_docstring_stands_as_it_is_written(name, words, site):
+    html = (site / page_at(name)).read_text(encoding="utf-8")
+    foot = html.partition('id="reference"')[2]
+    assert words in " ".join(text_of(foot).replace("…", "...").split())
+
+
+def test_columns_are_as_wide_as_their_texts():
+    "Quarto takes the widths of a wide table's columns from its dashes."
+    text = "before\n\n| a | b |\n| --- | ---: |\n| [x](long/address.ipynb) | a text with five words |\n"
+    fitted = REFERENCE.fit_dashes(text).splitlines()
+    assert fitted[3] == "|---|----------------------:|"
+    assert REFERENCE.fit_dashes("| a |\n\n--- | ---\n") == "| a |\n\n--- | ---"
+
+
+def test_imports_and_drawing_code_are_folded(site):
+    "And no figure is folded away with its code."
+    html = (site / page_at("03_model")).read_text(encoding="utf-8")
+    names = re.findall(r'<details class="code-fold">\s*<summary>([^<]*)</summary>', html)
+    assert "Imports" in names and "How it is drawn" in names
+    outside = re.sub(r"<details.*?</details>", "", html.partition("<main")[2], flags=re.S)
+    assert not re.search(r"^import ", text_of(outside), re.M)
+    outputs = [output for cell in read_cells(NBS / "03_model.ipynb", "code") for output in cell["outputs"]]
+    figures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert 3 < figures <= outside.count("<img")
+
+
+def test_other_projects_find_these_names():
+    "nbdev looks for a library's symbols in this group of entry points."
+    assert '"nbdev": ["alexnet_nb=alexnet_nb._modidx:d"]' in (NBS.parent / "setup.py").read_text()

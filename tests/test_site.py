@@ -229,8 +229,8 @@ def test_code_that_wraps_keeps_its_form(address, chromium):
                 const range = document.createRange(); range.selectNodeContents(e.lastChild);
                 return [...range.getClientRects()] }).filter(r => r.width);
             const tops = [...new Set(boxes.map(b => b.top))];
-            return [tops, tops.map(top => Math.min(...boxes.filter(b => b.top === top).map(b => b.left)))] }""",
-            lines)
+            const leftmost = top => Math.min(...boxes.filter(b => b.top === top).map(b => b.left));
+            return [tops, tops.map(leftmost)] }""", lines)
         steps = [b - a for a, b in zip(tops, tops[1:], strict=False)]
         assert len(steps) > 3 and max(steps) - min(steps) < 1.5, f"lines stand {steps} pixels apart"
         assert min(lefts[2:-1]) > lefts[0] + 20 and abs(lefts[0] - lefts[-1]) < 1
@@ -319,3 +319,28 @@ def test_every_page_has_the_card():
     for name in PAGES:
         text = (SITE / page_at(name)).read_text(encoding="utf-8")
         assert re.search(r'property="og:image" content="[^"]*images/card.png"', text), name
+
+
+def test_a_command_in_a_sentence_breaks_on_a_phone(address, chromium):
+    with tab(chromium, viewport=NARROW) as (page, wrong):
+        page.goto(f"{address}/{page_at('claims/ablations')}")
+        assert page.locator("main li", has_text="Command:").count()
+        wide = page.evaluate("""() => [...document.querySelectorAll('main li > code')]
+            .filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.innerText)""")
+        assert not wide and not wrong
+
+
+@pytest.mark.parametrize("kind", ["tag", "katex-tag"])
+def test_the_number_of_an_equation_stands_beside_it(kind, address, chromium):
+    "On a phone; KaTeX has called it by two names."
+    with tab(chromium, viewport=NARROW) as (page, _):
+        page.goto(f"{address}/index.html")
+        place = page.evaluate("""kind => {
+            document.querySelector('main').insertAdjacentHTML('afterbegin', '<span class="katex-display">' +
+                '<span class="katex"><span class="katex-html"><span class="base">a</span>' +
+                `<span class="${kind}" style="position: absolute">(2.1)</span></span></span></span>`);
+            const tag = document.querySelector(`.${kind}`);
+            tag.removeAttribute('style');
+            document.styleSheets[0].insertRule(`.${kind} { position: absolute; right: 0; }`, 0);
+            return getComputedStyle(tag).position }""", kind)
+        assert place == "static"

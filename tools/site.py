@@ -170,8 +170,9 @@ class Terms(HTMLParser):
 
 SIGNS = {"times": "×", "cdot": "·", "le": "≤", "ge": "≥", "approx": "≈", "pm": "±", "to": "→", "in": "∈",
          "alpha": "α", "beta": "β", "epsilon": "ε", "lambda": "λ", "mu": "μ", "sigma": "σ", "Sigma": "Σ",
-         "delta": "δ", "sum": "Σ", "prod": "Π", "partial": "∂", "ln": "ln", "log": "log", "exp": "exp",
-         "max": "max", "min": "min", "tanh": "tanh", "big": "", "Big": "", "dots": "…", "sqrt": "√", "infty": "∞", "quad": " ", "qquad": " "}
+         "delta": "δ", "sum": "Σ", "prod": "Π", "partial": "∂", "dots": "…", "sqrt": "√", "infty": "∞",
+         "quad": " ", "qquad": " ", "big": "", "Big": "",
+         **{name: name for name in ("ln", "log", "exp", "max", "min", "tanh")}}
 
 
 def without_tex(text: str) -> str:
