@@ -99,7 +99,7 @@ def visit(tab_of_pages, address: str, name: str) -> dict:
     page, wrong, asked, sizes = tab_of_pages
     wrong.clear(), asked.clear(), sizes.clear()
     page.goto(f"{address}/{page_at(name)}", wait_until="domcontentloaded")
-    page.wait_for_function("document.fonts.status === 'loaded'")
+    page.locator("details.on-this-page").wait_for(state="attached")  # nbs/site/page.js has run
     return look(page) | {"wrong": list(wrong), "asked": list(asked), "bytes": sum(sizes)}
 
 

@@ -1,4 +1,4 @@
-// Two things that every page gets when it opens; without JavaScript it is whole without them.
+// Three things that every page gets when it opens; without JavaScript it is whole without them.
 
 // Quarto marks the first link of the bar that the sidebar has too, on every page. Only this page's own is right.
 export function markThisPage(bar, address) {
@@ -33,3 +33,15 @@ if (bar) markThisPage(bar, location.href);
 const contents = document.querySelector("nav#TOC, nav[role='doc-toc']");
 const title = document.querySelector("#title-block-header");
 if (contents?.querySelector("ul") && title) foldContents(contents, title);
+
+// What scrolls within itself can be reached and scrolled by keyboard.
+export function reachByKeyboard(main) {
+  for (const part of main.querySelectorAll("table, .cell-output-display, .katex-display, pre")) {
+    if (part.scrollWidth > part.clientWidth + 1) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  }
+}
+
+const main = document.querySelector("main");
+reachByKeyboard(main);
+addEventListener("resize", () => reachByKeyboard(main));
