@@ -77,6 +77,27 @@ def cifar10_dir() -> Path:
                 "with the batches")
 
 
+@pytest.fixture(scope="session")
+def site() -> Path:
+    "The folder of the site, built anew if something it is made of is younger."
+    from built import build
+    return build()
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    "The site, served on a free port."
+    from built import served
+    with served(site) as found: yield found
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    "One headless Chromium for a file of tests."
+    from browser import browser
+    with browser() as started: yield started
+
+
 @pytest.fixture
 def all_threads():
     "As many threads as there are cores, for the full network."

@@ -13,15 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-import test_site
 from alexnet_nb.base.cifar10 import read_cifar10
 from alexnet_nb.base.pictures import CLASSES
 from alexnet_nb.data import Augmentation, paper_recipe, prepare, principal_colours
 from alexnet_nb.lrn import local_response_norm
-from browser import browser, tab
+from browser import tab
 from notebooks import NBS, read_cells
 
-address = test_site.address  # the fixture
+WIDE = {"width": 1400, "height": 900}
 # page, the place on it, the notebook's cells: functions, picture, widget
 PAGES = {"01_data": ("chances", ["ada4bbb0", "aadd8f41"], "24f8a2f2", "777f337a"),
          "03_model": ("windows", ["fadd8b0a", "ba0d0932", "f9890b3e"], "a59e7e65", "172fae84"),
@@ -59,11 +58,6 @@ def widget(name: str) -> tuple[dict, dict]:
     stand_in = SimpleNamespace(**kinds, interact=lambda _, **sliders: found.update(sliders))
     run_cells(name, [live], widgets=stand_in, CLASSES=CLASSES, **{draw.__name__: draw})
     return found, values
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as started: yield started
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +198,7 @@ def opened(page, address: str, name: str):
 @each_page
 def test_an_explorer_has_the_widget_s_sliders_and_the_picture_s_values(name, address, chromium):
     sliders, values = widget(name)
-    with tab(chromium, viewport=test_site.WIDE) as (page, wrong):
+    with tab(chromium, viewport=WIDE) as (page, wrong):
         explorer = opened(page, address, name)
         for key, of_widget in sliders.items():
             control = page.locator(f"#explore-{PAGES[name][0]}-{key}-control")
@@ -264,7 +258,7 @@ def state(explorer) -> tuple[str, ...]:
 
 @each_page
 def test_a_key_moves_the_drawing_and_the_numbers(name, address, chromium):
-    with tab(chromium, viewport=test_site.WIDE, color_scheme="light") as (page, wrong):
+    with tab(chromium, viewport=WIDE, color_scheme="light") as (page, wrong):
         explorer = opened(page, address, name)
         assert stands_out(page, explorer, dark=False)
         picture = page.locator(".cell:has(.explorer) .cell-output-display")
@@ -289,7 +283,7 @@ def test_a_key_moves_the_drawing_and_the_numbers(name, address, chromium):
 
 def test_the_drawing_has_the_notebook_s_windows(address, chromium):
     "Windows, pixels and the formula, after the sliders went to 9 pixels, kernel 3 and stride 4 by keyboard."
-    with tab(chromium, viewport=test_site.WIDE) as (page, wrong):
+    with tab(chromium, viewport=WIDE) as (page, wrong):
         explorer = opened(page, address, "03_model")
         for key, value in dict(w=9, z=3, s=4, p=0).items():
             slider = page.locator(f"#explore-windows-{key}-control")
@@ -329,7 +323,7 @@ def test_a_finger_moves_a_slider_in_the_dark(name, address, chromium):
 
 @each_page
 def test_without_javascript_the_picture_stands(name, address, chromium):
-    with tab(chromium, viewport=test_site.WIDE, java_script_enabled=False) as (page, wrong):
+    with tab(chromium, viewport=WIDE, java_script_enabled=False) as (page, wrong):
         page.goto(f"{address}/{name}.html")
         place = page.locator(f"#explore-{PAGES[name][0]}")
         assert place.count() == 1 and not place.is_visible() and place.inner_html() == ""

@@ -107,13 +107,12 @@ def test_the_first_cell_installs_a_wheel_or_from_the_repository(owner, wheel, do
     assert capsys.readouterr().out.strip() == does
 
 
-def test_site_renders_without_a_broken_link():
-    run = subprocess.run([sys.executable, ROOT / "tools/site.py"], capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
-    docs = ROOT / "_proc/_docs"
-    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.html")}
+def test_site_renders_without_a_broken_link(site):
+    pages = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
     assert {name_of(path) for path in all_notebooks()} <= pages
-    assert load_tool("site").notebook_problems(NBS) == []
+    tool = load_tool("site")
+    assert tool.problems(site, tool.public_address()) == []
+    assert tool.notebook_problems(NBS) + tool.missing_pages(site) == []
 
 
 def test_the_site_check_can_fail(tmp_path):

@@ -1,13 +1,20 @@
-"""Build the site without Quarto, into _docs, and check it: python tools/site.py
+"""Build the site and check it.
 
-nbdev prepares the notebooks, smalldocs renders the same _quarto.yml in pure Python.
+    python tools/site.py            without Quarto, into _proc/_docs: smalldocs renders the same _quarto.yml
+    python tools/site.py --quarto   with Quarto, into _docs, as it is published
+
+nbdev prepares the notebooks, by the processors of pages.py. Nothing else is written: `nbdev_docs` would also
+make README.md anew, with links that are broken there, and leave index_files/ and nbs/nbdev.yml behind.
 Exit 1 names each page without title or summary, each broken link or image, each page that is too large or
 shows the environment, each stored error, each notebook without a page or missing from the sidebar.
 A link to the public address of the site is followed to the page here.
 """
 import html
+import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -52,6 +59,12 @@ def public_address() -> str:
 def without_number(path: Path) -> str:
     "Quarto names the page of 02_lrn.ipynb after its module, lrn.html; here it is 02_lrn.html."
     return re.sub(r"^\d+[a-z]?_", "", path.name)
+
+
+def file_of(site: Path, name: str) -> Path:
+    "The page of a notebook, whoever rendered it: 02_lrn.html or lrn.html."
+    page = site / f"{name}.html"
+    return page if page.exists() else page.with_name(without_number(page))
 
 
 def target_of(link: str, page: Path, site: Path, public: str) -> tuple[Path, str] | None:
@@ -114,7 +127,7 @@ def reading_order() -> list[str]:
 def missing_pages(site: Path) -> list[str]:
     "Notebooks without a page, or not named exactly once in the sidebar; sidebar entries without a notebook."
     names, order = [name_of(path) for path in all_notebooks()], reading_order()
-    found = [f"{name}: no page was made" for name in names if not (site / f"{name}.html").exists()]
+    found = [f"{name}: no page was made" for name in names if not file_of(site, name).exists()]
     found += [f"{name}: {order.count(name)} times in the sidebar" for name in names if order.count(name) != 1]
     return found + [f"{name}: in the sidebar, and no such notebook" for name in sorted({*order} - {*names})]
 
@@ -126,18 +139,110 @@ def add_network(site: Path) -> None:
         print("site/alexnet.onnx: could not be made; the page try_it will not find it", file=sys.stderr)
 
 
+def prepare() -> Path:
+    "Prepare the notebooks with nbdev, definitions as pages.py has them; the folder they lie in."
+    import nbdev.serve
+
+    from pages import Pages
+    nbdev.serve.FilterDefaults = Pages  # what nbdev.processors says to override: its class of processors
+    return Path(nbdev.serve.proc_nbs(n_workers=1, force=True))
+
+
+class Terms(HTMLParser):
+    "The text below each h3 of a page, up to the next heading, by the anchor of the heading."
+    def __init__(self, path: Path):
+        super().__init__()
+        self.found: dict[str, list[str]] = {}  # anchor: title, text
+        self.sections: list[str | None] = []
+        self.at, self.heading = None, False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "section": self.sections.append(attrs.get("id"))
+        if tag in ("h1", "h2", "h3", "h4"):
+            section = self.sections[-1] if self.sections else None
+            self.at = attrs.get("data-anchor-id") or attrs.get("id") or section if tag == "h3" else None
+            self.heading = self.at is not None
+            if self.at: self.found[self.at] = ["", ""]
+
+    def handle_endtag(self, tag):
+        if tag == "section" and self.sections: self.sections.pop()
+        if tag == "h3": self.heading = False
+        if tag == "main": self.at = None
+
+    def handle_data(self, data):
+        if self.at: self.found[self.at][0 if self.heading else 1] += data
+
+
+SIGNS = {"times": "×", "cdot": "·", "le": "≤", "ge": "≥", "approx": "≈", "pm": "±", "to": "→", "in": "∈",
+         "alpha": "α", "beta": "β", "epsilon": "ε", "lambda": "λ", "mu": "μ", "sigma": "σ", "Sigma": "Σ",
+         "delta": "δ", "sum": "Σ", "prod": "Π", "partial": "∂", "dots": "…", "sqrt": "√", "infty": "∞",
+         "quad": " ", "qquad": " ", "big": "", "Big": "",
+         **{name: name for name in ("ln", "log", "exp", "max", "min", "tanh")}}
+
+
+def without_tex(text: str) -> str:
+    "Formulas in a list of search results, where nothing draws them: signs instead of commands."
+    def known(formula: str) -> str:
+        formula = re.sub(r"\\(?:tag|label)\{[^{}]*\}", "", formula)
+        formula = re.sub(r"\\(?:text|mathrm|mathcal|mathbb|operatorname)\{([^{}]*)\}", r"\1", formula)
+        formula = re.sub(r"\\[td]?frac *\{([^{}]*)\} *\{([^{}]*)\}", r"\1/\2", formula)
+        formula = re.sub(r"\\[td]?frac *(\w) *(\w)", r"\1/\2", formula)
+        return re.sub(rf"\\({'|'.join(SIGNS)})(?![a-zA-Z])", lambda m: SIGNS[m[1]], formula)
+    def plain(match: re.Match) -> str:
+        return re.sub(r"\\[a-zA-Z]+|[\\{}&]", "", known(match[1] or match[2])).strip()
+    return known(re.sub(r"\\\((.*?)\\\)|\\\[(.*?)\\\]", plain, text, flags=re.S))
+
+
+def refine_search(site: Path) -> None:
+    """Quarto's search knows sections, all terms of the glossary's R as one, and formulas as TeX. Here a term
+    and a function have an entry of their own, which a search for its name ranks first."""
+    path = site / "search.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    known, pages = {entry["href"] for entry in entries}, {}
+    for entry in entries:
+        entry["text"] = without_tex(entry["text"])
+        pages.setdefault(entry["href"].partition("#")[0], entry)
+    for page, first in pages.items():
+        for anchor, (title, text) in Terms(site / page).found.items():
+            if (href := f"{page}#{anchor}") in known: continue
+            words = without_tex(html.escape(" ".join(text.split()), quote=False))
+            entries.append(first | {"objectID": href, "href": href, "section": title.strip(), "text": words})
+    path.write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def without_web_fonts(site: Path) -> None:
+    "The stand-in's themes ask another host for letters; it does not read site/theme.scss, which forbids it."
+    for path in (site / "site_libs").rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        left = re.sub(r"@import\s+url\([\"']?https?://fonts\.[^)]*\)\s*;", "", text)  # its address has a ;
+        if left != text: path.write_text(left, encoding="utf-8")
+
+
+def publish() -> Path:
+    "Prepare with nbdev, render with Quarto; the folder of the site, at the top of the repository."
+    proc, docs = prepare(), ROOT / "_docs"
+    subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, check=True)
+    refine_search(proc / "_docs")
+    shutil.rmtree(docs, ignore_errors=True)
+    shutil.move(proc / "_docs", docs)
+    return docs
+
+
 def build() -> Path:
     "Prepare with nbdev, render with smalldocs; the folder of the site."
-    from nbdev.serve import proc_nbs
     from smalldocs.site import build as render
-    proc = Path(proc_nbs(n_workers=1, force=True))
+    proc = prepare()
     for warning in render(proc, quiet=True).warnings: print(f"smalldocs: {warning}", file=sys.stderr)
     add_network(proc / "_docs")
+    without_web_fonts(proc / "_docs")
+    refine_search(proc / "_docs")
     return proc / "_docs"
 
 
 if __name__ == "__main__":
-    site = build()
+    site = publish() if sys.argv[1:] == ["--quarto"] else build()
     found = problems(site, public_address()) + notebook_problems(NBS) + missing_pages(site)
     for line in found: print(line)
     pages = len(list(site.rglob("*.html")))

@@ -1,0 +1,47 @@
+// Three things that every page gets when it opens; without JavaScript it is whole without them.
+
+// Quarto marks the first link of the bar that the sidebar has too, on every page. Only this page's own is right.
+export function markThisPage(bar, address) {
+  const pathOf = (link) => new URL(link, address).pathname.replace(/index\.html$/, "");
+  for (const link of bar.querySelectorAll("a.nav-link[href]")) {
+    const page = /^[^#]/.test(link.getAttribute("href"));  // not a button or a menu
+    const here = page && pathOf(link.href) === pathOf(address);
+    link.classList.toggle("active", here);
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+// On a narrow screen the list of sections is hidden: a folded copy of it stands below the title.
+export function foldContents(contents, title) {
+  const folded = document.createElement("details");
+  folded.className = "on-this-page";
+  folded.innerHTML = "<summary>On this page</summary>";
+  const list = contents.querySelector("ul").cloneNode(true);
+  for (const part of [list, ...list.querySelectorAll("*")]) {
+    part.removeAttribute("id");
+    part.removeAttribute("class");
+  }
+  for (const link of list.querySelectorAll("a")) link.addEventListener("click", () => { folded.open = false; });
+  folded.append(list);
+  title.after(folded);
+  return folded;
+}
+
+const bar = document.querySelector("#quarto-header");
+if (bar) markThisPage(bar, location.href);
+const contents = document.querySelector("nav#TOC, nav[role='doc-toc']");
+const title = document.querySelector("#title-block-header");
+if (contents?.querySelector("ul") && title) foldContents(contents, title);
+
+// What scrolls within itself can be reached and scrolled by keyboard.
+export function reachByKeyboard(main) {
+  for (const part of main.querySelectorAll("table, .cell-output-display, .katex-display, pre")) {
+    if (part.scrollWidth > part.clientWidth + 1) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  }
+}
+
+const main = document.querySelector("main");
+reachByKeyboard(main);
+addEventListener("resize", () => reachByKeyboard(main));
