@@ -4,7 +4,6 @@ import ast
 import base64
 import io
 import itertools
-import json
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -172,14 +171,22 @@ def draws(source: str) -> bool:
     return sum(bool(about.search(line)) for line in lines) * 2 > max(len(lines), 3)
 
 
+@pytest.mark.parametrize("name", [name_of(path) for path in all_notebooks()])
+def test_imports_are_folded(name):
+    cells = read_cells(ROOT / "nbs" / f"{name}.ipynb", "code")
+    shown = [cell["source"] for cell in cells if is_shown(cell) and cell["source"].strip()]
+    open_cells = [source for source in shown if not {"exports", "code-fold"} & directives(source).keys()]
+    assert not [source[:80] for source in open_cells if only_imports(without_magic(source))]
+
+
 @pytest.mark.parametrize("name", LESSONS)
-def test_imports_and_plotting_are_folded(name):
+def test_plotting_is_folded(name):
     open_cells = []
     for cell in read_cells(ROOT / "nbs" / f"{name}.ipynb", "code"):
         found, source = directives(cell["source"]), without_magic(cell["source"])
         if not is_shown(cell) or "exports" in found or found.get("code-fold") == "true": continue
         if any(f"def {known}(" in source for known in SHOWN): continue
-        if only_imports(source) or draws(source): open_cells.append((cell["id"], source[:80]))
+        if draws(source): open_cells.append((cell["id"], source[:80]))
     assert not open_cells
 
 
@@ -204,5 +211,5 @@ def test_the_package_brings_the_style():
 
 def test_the_picture_of_the_readme_is_readable_in_the_dark():
     svg = (ROOT / "nbs/images/index-1.svg").read_text(encoding="utf-8")
-    assert "prefers-color-scheme: dark" in svg and json.dumps(svg).count("<text") > 15
+    assert "prefers-color-scheme: dark" in svg and svg.count("<text") > 15
     assert re.search(r"!\[The network from left to right: [^\]]+dog \d+%", (ROOT / "README.md").read_text(encoding="utf-8"))

@@ -200,3 +200,26 @@ def test_an_equation_and_a_term_can_be_linked_to(address, chromium):
                 return y > -5 && y < innerHeight }""", arg=place)
             page.goto(f"{address}/02_lrn.html")
         assert not wrong
+
+
+def test_a_folded_drawing_shows_its_figure_and_a_folded_solution_hides_what_it_prints(address, chromium):
+    with tab(chromium, viewport=WIDE) as (page, wrong):
+        page.goto(f"{address}/03_model.html")
+        drawing = page.locator(".cell", has=page.locator("summary", has_text="ReLU, tanh and their slopes"))
+        assert drawing.locator("img").first.is_visible() and not drawing.locator("pre").first.is_visible()
+        solution = page.locator(".cell", has=page.locator("summary", has_text="Solution 1"))
+        printed = solution.locator(".cell-output").first
+        assert not printed.is_visible()
+        solution.locator("summary").first.click()
+        assert printed.is_visible() and not wrong
+
+
+def test_the_network_is_drawn_in_the_colour_of_the_text(address, chromium):
+    for scheme in ("light", "dark"):
+        with tab(chromium, viewport=NARROW, color_scheme=scheme) as (page, wrong):
+            page.goto(f"{address}/index.html")
+            colour = "e => getComputedStyle(e)[e.tagName == 'text' ? 'fill' : 'color']"
+            text = page.locator("main svg.volumes text").first
+            assert text.evaluate(colour) == page.locator("main p").first.evaluate(colour)
+            assert text.bounding_box()["height"] > 10, "letters that cannot be read on a telephone"
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not wrong
