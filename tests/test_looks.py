@@ -111,14 +111,24 @@ def test_every_figure_is_told_in_words():
     assert not bare
 
 
+def test_no_figure_stands_there_as_its_name_only():
+    "A page without matplotlib's inline backend shows the text <Figure size ...> in place of the figure."
+    for path in all_notebooks():
+        for cell in read_cells(path, "code"):
+            for data in (output.get("data", {}) for output in cell["outputs"]):
+                named = "".join(data.get("text/plain", "")).startswith("<Figure size")
+                drawn = any(kind.startswith("image/") for kind in data)
+                assert drawn or not named, (name_of(path), cell["id"])
+
+
 def test_figures_lie_on_white_and_fit_the_column():
-    "White in both themes, since photographs and colour maps need one ground; styles.css dims it in the dark."
+    "White in both themes, since photographs and colour maps need one ground; dimmed in the dark."
     wrong = []
     for name, cell, _, data in PIXELS:
         image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")
         (w, h), corners = image.size, (0, -1)
         pixels = [image.getpixel((x % w, y % h)) for x in corners for y in corners]
-        if min(min(pixel) for pixel in pixels) < 245: wrong.append(f"{name} {cell['id']}: a corner of {pixels}")
+        if min(map(min, pixels)) < 245: wrong.append(f"{name} {cell['id']}: a corner of {pixels}")
         if w > COLUMN: wrong.append(f"{name} {cell['id']}: {w} pixels wide")
     assert not wrong
 
@@ -145,8 +155,8 @@ def test_a_page_draws_in_the_one_style(name):
     code = shown_code(name)
     text = "\n".join(code)
     first = next(i for i, source in enumerate(code) if STYLE in source)
-    drawn = [i for i, source in enumerate(code) if re.search(r"plt\.(subplots|figure|show)\(|\bshow\(\[", source)
-             and "def show" not in source]
+    figure = re.compile(r"plt\.(subplots|figure|show)\(|\bshow\(\[")
+    drawn = [i for i, source in enumerate(code) if figure.search(source) and "def show" not in source]
     assert not drawn or first <= drawn[0], "figures before the style"
     assert not re.search(r"figure\.dpi|dpi=\d|figure\.facecolor|axes\.spines|tab:\w+", text)
     sizes = re.findall(r"(?:fontsize|labelsize)=([\d.]+)|\"font\.size\": ([\d.]+)", text)
@@ -199,11 +209,12 @@ def test_a_fold_says_what_is_in_it(name):
 
 def test_the_rules_tell_good_from_bad():
     assert only_imports("import a\nfrom b import c") and not only_imports("import a\na.b()")
-    assert draws("fig, ax = plt.subplots()\nax.plot(x)\nax.set(title='a')") and not draws("x = f(2)\nax.plot(x)")
+    assert draws("fig, ax = plt.subplots()\nax.plot(x)\nax.set(title='a')")
+    assert not draws("x = f(2)\nax.plot(x)")
 
 
 def test_the_package_brings_the_style():
-    assert re.search(r'"alexnet_nb\.base": \["\*\.mplstyle"\]', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert '"alexnet_nb.base": ["*.mplstyle"]' in (ROOT / "setup.py").read_text(encoding="utf-8")
     import matplotlib.pyplot as plt
     with plt.style.context("alexnet_nb.base.pages"):
         assert plt.rcParams["figure.facecolor"] == "white" and plt.rcParams["font.size"] >= 9
@@ -212,4 +223,5 @@ def test_the_package_brings_the_style():
 def test_the_picture_of_the_readme_is_readable_in_the_dark():
     svg = (ROOT / "nbs/images/index-1.svg").read_text(encoding="utf-8")
     assert "prefers-color-scheme: dark" in svg and svg.count("<text") > 15
-    assert re.search(r"!\[The network from left to right: [^\]]+dog \d+%", (ROOT / "README.md").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"!\[The network from left to right: [^\]]+dog \d+%", readme)

@@ -8,7 +8,7 @@ __all__ = ['Volume', 'volumes_svg', 'network_volumes']
 # %% ../../nbs/base/volumes.ipynb #f0a10005
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class _Box:
             fan = ((self.right, self.top + dy), (then.x, then.top), (then.x, then.top + then.height),
                    (self.right, low + dy), (self.right - dx, low))
             return f'<polygon points="{_points(*fan)}" fill="{_GREEN[0]}" fill-opacity=".14"/>'
-        half = self.v.window / self.v.side / 2
+        half = self.v.window / (self.v.side or 1) / 2
         if not half: return ""
         u, v = 0.52, 0.5
         corners = [self.flank(u + a * half, v + b * half) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
@@ -157,7 +157,7 @@ def _face(maps: Tensor) -> np.ndarray | None:
 
 
 @torch.no_grad()
-def network_volumes(model: nn.Module, # with `features` and `classifier`, as AlexNet has them
+def network_volumes(model: Any,       # a module with `features` and `classifier`, as AlexNet has them
                     x: Tensor,        # (1, 3, side, side), a picture as conv1 gets it; meta for sizes alone
                     photo: np.ndarray | None = None # the same picture to look at, uint8 (H, W, 3)
                    ) -> list[Volume]:
@@ -166,7 +166,9 @@ def network_volumes(model: nn.Module, # with `features` and `classifier`, as Ale
     pool, count = None, 0
     for layer in model.features:
         x = layer(x)
-        if isinstance(layer, nn.MaxPool2d): pool = int(layer.kernel_size), int(layer.stride)
+        if isinstance(layer, nn.MaxPool2d):
+            kernel, step = (n if isinstance(n, int) else n[0] for n in (layer.kernel_size, layer.stride))
+            pool = kernel, step
         elif isinstance(layer, nn.Conv2d):
             kernel, step, count = layer.kernel_size[0], layer.stride[0], count + 1
             window = kernel if pool is None else (kernel - 1) * pool[1] + pool[0]
