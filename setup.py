@@ -28,6 +28,7 @@ setup(
         "base", "engine", "claims", "configs", "results", "weights"))],
     package_dir={"alexnet_nb.results": "nbs/results"},
     package_data={"alexnet_nb": ["py.typed"],
+                  "alexnet_nb.base": ["*.mplstyle"],
                   "alexnet_nb.configs": ["*.yaml"],
                   "alexnet_nb.results": ["*.json"],
                   "alexnet_nb.weights": ["*"]},

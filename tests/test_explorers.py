@@ -306,7 +306,7 @@ def test_the_drawing_has_the_notebook_s_windows(address, chromium):
 
 @each_page
 def test_a_finger_moves_a_slider_in_the_dark(name, address, chromium):
-    options = dict(viewport=test_site.NARROW, has_touch=True, color_scheme="dark")
+    options = dict(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
     with tab(chromium, **options) as (page, wrong):
         explorer = opened(page, address, name)
         assert stands_out(page, explorer, dark=True)

@@ -345,3 +345,26 @@ def test_the_number_of_an_equation_stands_beside_it(kind, address, chromium):
             document.styleSheets[0].insertRule(`.${kind} { position: absolute; right: 0; }`, 0);
             return getComputedStyle(tag).position }""", kind)
         assert place == "static"
+
+
+def test_a_folded_drawing_shows_its_figure_and_a_folded_solution_hides_what_it_prints(address, chromium):
+    with tab(chromium, viewport=WIDE) as (page, wrong):
+        page.goto(f"{address}/03_model.html")
+        drawing = page.locator(".cell", has=page.locator("summary", has_text="ReLU, tanh and their slopes"))
+        assert drawing.locator("img").first.is_visible() and not drawing.locator("pre").first.is_visible()
+        solution = page.locator(".cell", has=page.locator("summary", has_text="Solution 1"))
+        printed = solution.locator(".cell-output").first
+        assert not printed.is_visible()
+        solution.locator("summary").first.click()
+        assert printed.is_visible() and not wrong
+
+
+def test_the_network_is_drawn_in_the_colour_of_the_text(address, chromium):
+    for scheme in ("light", "dark"):
+        with tab(chromium, viewport=NARROW, color_scheme=scheme) as (page, wrong):
+            page.goto(f"{address}/index.html")
+            colour = "e => getComputedStyle(e)[e.tagName == 'text' ? 'fill' : 'color']"
+            text = page.locator("main svg.volumes text").first
+            assert text.evaluate(colour) == page.locator("main p").first.evaluate(colour)
+            assert text.bounding_box()["height"] > 10, "letters that cannot be read on a telephone"
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not wrong

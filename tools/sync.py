@@ -5,6 +5,7 @@
 """
 import argparse
 import base64
+import html
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from notebooks import ROOT, all_notebooks
 # Files that hold addresses; of the first, those that tools/notebooks.py lists.
 ADDRESSED = ["nbs/**/*.ipynb", "_quarto.yml", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md",
              "CITATION.cff", ".github/workflows/*.y*ml"]
+SVG_COLOURS = "<style>svg {color: #1f2328} @media (prefers-color-scheme: dark) {svg {color: #d1d7e0}}</style>"
 COLAB = r"colab\.research\.google\.com/github"
 BADGE = re.compile(rf"(colab-badge\.svg\)\]\(https://{COLAB}/[^/]+/[^/]+/blob/[^/]+/)[^)]*")
 
@@ -61,7 +63,13 @@ def outputs(cell: dict, images: dict[str, bytes], alt: str) -> list[str]:
     parts = []
     for out in cell["outputs"]:
         data = out.get("data", {})
-        if "image/png" in data:
+        if "<svg" in (drawing := "".join(data.get("text/html", ""))):
+            name = f"nbs/images/index-{len(images) + 1}.svg"
+            told = html.unescape(re.search(r'aria-label="([^"]*)"', drawing)[1])
+            # as a file it has no page around it to take the colour of its letters from
+            images[name] = drawing.replace(">", f">{SVG_COLOURS}", 1).encode()
+            parts.append(f"![{told}]({name})")
+        elif "image/png" in data:
             name = f"nbs/images/index-{len(images) + 1}.png"
             images[name] = base64.b64decode("".join(data["image/png"]))
             parts.append(f"![{alt}]({name})")

@@ -25,12 +25,12 @@ def draw_curves(steps: list[dict],  # lines of steps.jsonl
     x, w = [s["step"] for s in steps], max(1, len(steps) // 50)  # w: steps in the running mean
     for ax, key in zip(fig.subplots(1, 2), ("loss", "accuracy"), strict=True):
         y = np.array([s.get(key, math.nan) for s in steps])
-        if w > 1: ax.plot(x, y, color="tab:blue", alpha=0.25, lw=0.8)
+        if w > 1: ax.plot(x, y, color="C0", alpha=0.25, lw=0.8)
         if steps:
-            ax.plot(x[w - 1:], np.convolve(y, np.ones(w) / w, "valid"), color="tab:blue",
+            ax.plot(x[w - 1:], np.convolve(y, np.ones(w) / w, "valid"), color="C0",
                     label=f"training, mean of {w}" if w > 1 else "training")
         ax.plot([e["step"] for e in epochs], [e.get(f"val_{key}", math.nan) for e in epochs], "o-",
-                color="tab:orange", label="validation")
+                color="C1", label="validation")
         ax.set(xlabel="step", ylabel=key)
         ax.grid(alpha=0.3)
     fig.axes[0].legend(loc="upper right")
