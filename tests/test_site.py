@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from browser import needed, tab
 from built import NBS, PAGES, SITE, TOOL, name_of, page_at

@@ -1,4 +1,4 @@
-"How answers are computed: one picture in 32 bits, a folder as the device likes it, another program if asked for."
+"How answers are computed: one picture in 32 bits, a folder as the device likes it, by OpenVINO if asked for."
 import json
 import sys
 
@@ -42,7 +42,8 @@ def test_the_command_says_when_there_is_one(final, pictures, monkeypatch):
         asked.append((one, openvino))
         return real(source, given, one, openvino)
     monkeypatch.setattr(predict_command, "fast_classifier", note)
-    arguments, files = ["--checkpoint", str(final), "--set", CPU[0], "--set", CPU[1]], sorted(pictures.iterdir())
+    arguments = ["--checkpoint", str(final), "--set", CPU[0], "--set", CPU[1]]
+    files = sorted(pictures.iterdir())
     assert predict_command.main([*arguments, "--image", str(files[0])]) == 0
     assert predict_command.main([*arguments, "--image", *map(str, files[:2])]) == 0
     assert predict_command.main([*arguments, "--image-dir", str(pictures)]) == 0
