@@ -45,7 +45,7 @@ def rate_arms(net: str, side: int, relu, tanh, prefix: str = "") -> dict:
 
 # %% ../../nbs/claims/plans.ipynb #59981a35
 _FIGURE_1 = dict(crops=False, decay=False, batch_size=128, until=0.25, epochs=40)
-_GRID = [0.001 * 2.0**k for k in range(-3, 4)]
+_GRID = [0.001 * 2.0**k for k in range(-3, 6)]
 _ALL_RATES = rate_arms("13pct", 24, _GRID, _GRID) | rate_arms("19pct", 32, _GRID, _GRID, "19pct ")
 _RELU_FULL = Experiment("convnet", (50_000, 0), _FIGURE_1, _ALL_RATES, tuple(range(10)), rate_rule(.25, 40),
                         race=40)
@@ -53,9 +53,9 @@ _RELU_VS_TANH = {
     "tiny": replace(_RELU_FULL, images=(320, 0), base=_FIGURE_1 | dict(batch_size=16, until=0.5, epochs=14),
                     arms=rate_arms("19pct", 16, (.001, .002), (.0005, .001)), seeds=(0, 1, 2),
                     rule=rate_rule(.5, 4), race=4, shortened="320 drawings at 16 x 16"),
-    "cpu": replace(_RELU_FULL, arms=rate_arms("13pct", 24, (.0005, .001, .002), (.0005, .001, .002)),
-                   seeds=(0, 1, 2), rule=rate_rule(.25, 12), race=12,
-                   shortened="three rates a side, the first round cut at 12 epochs, three seeds"),
+    "cpu": replace(_RELU_FULL, arms=rate_arms("13pct", 24, _GRID[2:7], _GRID[2:]), seeds=(0, 1, 2), race=12,
+                   rule=rate_rule(.25, 12), shortened="five rates for ReLU and seven for tanh, the first "
+                                                      "round cut at 12 epochs, three seeds"),
     "full": _RELU_FULL,
 }
 
