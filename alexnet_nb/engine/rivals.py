@@ -23,9 +23,8 @@ from ..data import usual_recipe
 from ..inference import Classifier, probabilities
 from ..model import AlexNet
 from . import bench_tasks, speed
-from .answering import through_openvino
+from .answering import prepared_graph, through_openvino
 from .bench_tasks import Job, Task
-from .export import to_onnx
 
 # %% ../../nbs/engine/rivals.ipynb #83c97853
 def _compiled_step(task: Task) -> Job:
@@ -73,7 +72,7 @@ def _onnxruntime(task: Task) -> _Answer:
     import onnxruntime  # type: ignore[import-untyped]  # ships no types
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(to_onnx(_classifier(task)), options)
+    session = onnxruntime.InferenceSession(prepared_graph(_classifier(task)), options)
     return lambda x: torch.from_numpy(session.run(["probabilities"], {"pixels": x.numpy()})[0])
 
 
