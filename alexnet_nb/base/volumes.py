@@ -64,37 +64,39 @@ class _Box:
         "A place on the right side: u from front to back, v from top to bottom, 0 to 1."
         return self.x + self.length + u * self.into[0], self.top + v * self.height + u * self.into[1]
 
-    def draw(self) -> str:
-        "Front, lid and flank, the flank with its picture."
-        (dx, dy), x, y, end, low = self.into, self.x, self.top, self.x + self.length, self.top + self.height
-        front, lid, side = _GREEN if not self.v.side else _BLUE if self.v.how else _GREY
-        parts = [(front, (x, y), (end, y), (end, low), (x, low))]
-        if self.v.side:
-            parts += [(lid, (x, y), (x + dx, y + dy), (end + dx, y + dy), (end, y)),
-                      (side, (end, y), (end + dx, y + dy), (end + dx, low + dy), (end, low))]
-        drawn = "".join(f'<polygon points="{_points(*p)}" fill="{c}" stroke="#fff" stroke-width=".7"/>'
-                        for c, *p in parts)
-        if self.v.face is None: return drawn
-        place = " ".join(f"{k:.4f}" for k in (dx / 100, dy / 100, 0, self.height / 100, end, y))
-        return drawn + ('<image width="100" height="100" preserveAspectRatio="none" '
-                        f'href="{_png(self.v.face)}" transform="matrix({place})" '
-                        'style="image-rendering: pixelated"/>')
+# %% ../../nbs/base/volumes.ipynb #4f0a7d11
+def _draw_box(box: _Box) -> str:
+    "Front, lid and flank, the flank with its picture."
+    (dx, dy), x, y, end, low = box.into, box.x, box.top, box.x + box.length, box.top + box.height
+    front, lid, side = _GREEN if not box.v.side else _BLUE if box.v.how else _GREY
+    parts = [(front, (x, y), (end, y), (end, low), (x, low))]
+    if box.v.side:
+        parts += [(lid, (x, y), (x + dx, y + dy), (end + dx, y + dy), (end, y)),
+                  (side, (end, y), (end + dx, y + dy), (end + dx, low + dy), (end, low))]
+    drawn = "".join(f'<polygon points="{_points(*p)}" fill="{c}" stroke="#fff" stroke-width=".7"/>'
+                    for c, *p in parts)
+    if box.v.face is None: return drawn
+    place = " ".join(f"{k:.4f}" for k in (dx / 100, dy / 100, 0, box.height / 100, end, y))
+    return drawn + ('<image width="100" height="100" preserveAspectRatio="none" '
+                    f'href="{_png(box.v.face)}" transform="matrix({place})" '
+                    'style="image-rendering: pixelated"/>')
 
-    def window(self, then: "_Box") -> str:
-        "The window on the flank, and what it becomes: one unit of the next volume."
-        if not then.v.side:  # every unit sees everything
-            (dx, dy), low = self.into, self.top + self.height
-            fan = ((self.right, self.top + dy), (then.x, then.top), (then.x, then.top + then.height),
-                   (self.right, low + dy), (self.right - dx, low))
-            return f'<polygon points="{_points(*fan)}" fill="{_GREEN[0]}" fill-opacity=".14"/>'
-        half = self.v.window / (self.v.side or 1) / 2
-        if not half: return ""
-        u, v = 0.52, 0.5
-        corners = [self.flank(u + a * half, v + b * half) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-        unit = then.x, then.top + 0.5 * then.height
-        rays = "".join(f'<path d="M{_points(corner)} L{_points(unit)}"/>' for corner in corners)
-        return (f'<g fill="{_ORANGE}" fill-opacity=".16" stroke="{_ORANGE}" stroke-width="1.1">'
-                f'<polygon points="{_points(*corners)}"/>{rays}</g>')
+# %% ../../nbs/base/volumes.ipynb #4f0a7d12
+def _draw_window(box: _Box, then: _Box) -> str:
+    "The window on the flank, and what it becomes: one unit of the next volume."
+    if not then.v.side:  # every unit sees everything
+        (dx, dy), low = box.into, box.top + box.height
+        fan = ((box.right, box.top + dy), (then.x, then.top), (then.x, then.top + then.height),
+               (box.right, low + dy), (box.right - dx, low))
+        return f'<polygon points="{_points(*fan)}" fill="{_GREEN[0]}" fill-opacity=".14"/>'
+    half = box.v.window / (box.v.side or 1) / 2
+    if not half: return ""
+    u, v = 0.52, 0.5
+    corners = [box.flank(u + a * half, v + b * half) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    unit = then.x, then.top + 0.5 * then.height
+    rays = "".join(f'<path d="M{_points(corner)} L{_points(unit)}"/>' for corner in corners)
+    return (f'<g fill="{_ORANGE}" fill-opacity=".16" stroke="{_ORANGE}" stroke-width="1.1">'
+            f'<polygon points="{_points(*corners)}"/>{rays}</g>')
 
 # %% ../../nbs/base/volumes.ipynb #f0a1000d
 def _in_words(volumes: Sequence[Volume], answers: Sequence[tuple[str, float]]) -> str:
@@ -129,7 +131,7 @@ def volumes_svg(volumes: Sequence[Volume],                 # from the picture to
         x = boxes[-1].right + gap
     parts = list[str]()
     for box, then in zip(boxes, [*boxes[1:], None], strict=True):
-        parts.append(box.draw() + (box.window(then) if then else ""))
+        parts.append(_draw_box(box) + (_draw_window(box, then) if then else ""))
     for box in boxes:
         centre = (box.x + box.right) / 2
         parts.append(_text(centre, 244, box.v.name, 'text-anchor="middle" font-weight="700"'))

@@ -269,7 +269,7 @@ def _measure_staircase(bench: _Bench, rates: Rates) -> None:
         bench.show(f"{name:26} {mine['images_per_second']:9.1f} images/s {ratio:6.2f}x")
     _write_result(bench)
 
-# %% ../../nbs/engine/bench.ipynb #d1c77b43
+# %% ../../nbs/engine/bench.ipynb #5e81c0d4
 def _measure_against_others(bench: _Bench, rates: Rates) -> None:
     "The strongest opponents, the parts of a step, and the whole command, in processes of their own."
     base, precisions, result = bench.base, bench.precisions, bench.result
@@ -280,8 +280,7 @@ def _measure_against_others(bench: _Bench, rates: Rates) -> None:
         if part in bench.parts and not _too_late(bench, part): result[part] = measure()
         _write_result(bench)
 
-
-
+# %% ../../nbs/engine/bench.ipynb #d1c77b43
 def _run_bench(bench: _Bench) -> dict:
     "Everything, in turn; the result, also where time was up before the end."
     base, sizes, parts, result = bench.base, bench.sizes, bench.parts, bench.result

@@ -108,10 +108,11 @@ def _fitting_pixels(images: tuple[Images, Images], recipe: Recipe, device: torch
     return None
 
 # %% ../../nbs/engine/setup.ipynb #9a74770d
-def _make_loaders(cfg: Config, images: tuple[Images, Images], recipe: Recipe, pin: bool,
+def _make_loaders(cfg: Config, images: tuple[Images, Images], recipe: Recipe, cuda: bool,
                   pixels: list[Tensor] | None = None) -> list[ImageLoader | DeviceLoader]:
     "Loaders for training, validation and test, from pixels on the device or by processes that prepare them."
     d, size, seed = cfg.data, cfg.training.batch_size, cfg.training.seed
+    pin = d.pin_memory and cuda
     if size < world_size():
         raise InputError(f"training.batch_size is {size}, but {world_size()} processes share it; "
                          "enlarge it or start fewer")
@@ -263,15 +264,14 @@ def start(cfg: Config, checkpoint: dict | None = None, begin: _Beginning | None 
     if checkpoint: _check_stored(checkpoint, images, str(cfg.data.data_dir))
     recipe, pixels = by_leader(lambda: _prepared(cfg, checkpoint, begin, images, device), then_all=True)
     choices = _choices(dtype, d.channels_last, pixels is None, begin)
-    computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory())
-    computing["native_lrn"] = use_native_lrn(d.native_lrn and device.type == "cpu")
+    native = use_native_lrn(d.native_lrn and device.type == "cpu")
+    computing = dict(compiled=d.compile, memory_reused=d.reuse_memory and reuse_memory(), native_lrn=native)
     torch.backends.cudnn.benchmark = True  # batches keep their shape, so cuDNN may try its algorithms
     set_seed(options.seed)
     model = _network(cfg, checkpoint, device)
     if begin: _take_over(model, begin, images[0].classes, t.freeze)
     optimizer = _optimizer_of(cfg, model)
-    pin = cfg.data.pin_memory and device.type == "cuda"
-    train, val, test = _make_loaders(cfg, images, recipe, pin, pixels)
+    train, val, test = _make_loaders(cfg, images, recipe, device.type == "cuda", pixels)
     inventory.check_each_class(images[0], train.batch_sampler.indices)
     options = replace(options, val_images=len(val.batch_sampler.indices))
     stored = checkpoint.get("run") if checkpoint else None

@@ -21,9 +21,14 @@ from alexnet_nb.data import (
     prepare_batch,
     usual_recipe,
 )
-from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine import setup as engine_setup
-from alexnet_nb.engine.checkpoint import architecture, build_model, read_checkpoint, stored_recipe
+from alexnet_nb.engine.checkpoint import (
+    architecture,
+    build_model,
+    load_classifier,
+    read_checkpoint,
+    stored_recipe,
+)
 from alexnet_nb.engine.config import Config, load_config, make_config, to_yaml
 from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.engine.loaders import DeviceLoader, EpochBatches, PreparedImages, make_loader
@@ -306,7 +311,7 @@ def test_a_run_carries_the_switches(switched, pictures):
     assert (recipe["flip"], recipe["crop"], recipe["colour"]) == (False, False, None)
     assert not any(checkpoint["config"]["data"][key] for key in ("flip", "crop", "colour"))
     final = switched / "models" / "alexnet_final.pkl"
-    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"))
+    classifier = load_classifier(final, torch.device("cpu"))
     answer = inference.predict(classifier, open_rgb(pictures / "000.png"))
     assert len(answer) == 10 and answer.sum().item() == pytest.approx(1, abs=1e-5)
 

@@ -17,6 +17,7 @@ from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import CLASSES, open_rgb
 from alexnet_nb.engine import config as engine_config
 from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine.checkpoint import load_classifier
 from alexnet_nb.engine.config import _CONFIG_DIR, Config, load_config
 from common import STEPS, TINY, class_folders, command, lines, load, save_drawings, settings, snapshot, tiny
 
@@ -113,7 +114,7 @@ def test_variants_train_and_predict(changes, tmp_path, no_panels, pictures, caps
     capsys.readouterr()
     final = str(tmp_path / "models" / "alexnet_final.pkl")
     assert inference.main(["--checkpoint", final, "--image", str(pictures / "000.png"), "--json"]) == 0
-    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="auto")
+    classifier = load_classifier(final, torch.device("cpu"), precision="auto")
     expected = inference.predict(classifier, open_rgb(pictures / "000.png"))
     said = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert [said[name] for name in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4)
@@ -244,7 +245,7 @@ def test_folder_as_csv(final, mixed, capsys):
 
 
 def test_batches_and_company_change_no_prediction(final, mixed):
-    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"))
+    classifier = load_classifier(final, torch.device("cpu"))
     files = engine_predict_command._folder_images(mixed)
     predict = engine_predict_command.predict_files
     whole, small = ([p.probabilities for p in predict(classifier, files, batch_size=n)] for n in (64, 2))
@@ -257,7 +258,7 @@ def test_ten_views(final, pictures, capsys):
     assert inference.main(["--checkpoint", str(final), "--image", path, "--ten-views", "--json"]) == 0
     ten = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert sum(ten.values()) == pytest.approx(1, abs=1e-5)
-    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="auto")
+    classifier = load_classifier(final, torch.device("cpu"), precision="auto")
     expected = inference.predict(classifier, open_rgb(path), 10).tolist()
     assert [ten[c] for c in CLASSES] == pytest.approx(expected, rel=1e-4)
 

@@ -15,10 +15,9 @@ from alexnet_nb import data, inference, train
 from alexnet_nb.base import pictures as base_pictures
 from alexnet_nb.base import plots as base_plots
 from alexnet_nb.base.errors import InputError
-from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import train_command as engine_train_command
-from alexnet_nb.engine.checkpoint import build_model, read_checkpoint, stored_classes
+from alexnet_nb.engine.checkpoint import build_model, load_classifier, read_checkpoint, stored_classes
 from alexnet_nb.model import AlexNet
 from common import differences, load, settings, tiny
 
@@ -182,7 +181,7 @@ def test_prediction_for_programs(tree, final, capsys, tmp_path):
     table = list(csv.DictReader(lines(capsys, [*argv, "--csv"])))
     assert (len(rows) == len(table) == 8 and all(len(row["probabilities"]) == 1000 for row in rows)
             and len(table[0]) == 1004)
-    classifier = engine_predict_command.load_classifier(final, torch.device("cpu"), precision="fp32")
+    classifier = load_classifier(final, torch.device("cpu"), precision="fp32")
     for row, other in zip(rows, table, strict=True):
         p, said = inference.predict(classifier, base_pictures.open_rgb(row["path"]), 10), row["probabilities"]
         assert row["prediction"] == other["prediction"] == max(said, key=said.get)
@@ -200,7 +199,7 @@ def test_checkpoint_of_somebody_else(tmp_path):
     checkpoint = read_checkpoint(tmp_path / "theirs.pkl")
     assert stored_classes(checkpoint) == tuple(map(str, range(1000)))
     assert build_model(checkpoint)(torch.zeros(1, 3, 227, 227)).shape == (1, 1000)
-    classifier = engine_predict_command.load_classifier(tmp_path / "theirs.pkl", torch.device("cpu"))
+    classifier = load_classifier(tmp_path / "theirs.pkl", torch.device("cpu"))
     assert (inference.predict(classifier, Image.new("RGB", (50, 40))).shape == (1000,)
             and classifier.recipe == data.usual_recipe())
 

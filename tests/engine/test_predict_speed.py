@@ -17,7 +17,9 @@ from alexnet_nb.base.drawings import drawings
 from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import open_rgb
 from alexnet_nb.data import Recipe, prepare
+from alexnet_nb.engine import answering as engine_answering
 from alexnet_nb.engine import predict_command as engine_predict_command
+from alexnet_nb.engine.checkpoint import load_classifier
 from alexnet_nb.engine.files import save_checkpoint
 from alexnet_nb.engine.loaders import read_ahead
 from alexnet_nb.model import AlexNet
@@ -192,7 +194,7 @@ def unseen(tmp_path_factory):
 
 
 def answers(path, files, precision: str, **options) -> torch.Tensor:
-    classifier = engine_predict_command.load_classifier(path, CPU, precision=precision, **options)
+    classifier = load_classifier(path, CPU, precision=precision, **options)
     return torch.tensor([p.probabilities for p in engine_predict_command.predict_files(classifier, files)])
 
 
@@ -216,7 +218,7 @@ def test_layout_changes_rounding_only(learned, unseen):
 
 def test_weights_kept_in_16_bits_are_what_autocast_computes(learned):
     "Casting the weights once gives bit for bit what autocast gives, which casts them at every batch."
-    wide, narrow = (engine_predict_command.load_classifier(learned, CPU, precision=p)
+    wide, narrow = (load_classifier(learned, CPU, precision=p)
                     for p in ("fp32", "bf16"))
     assert ({p.dtype for p in narrow.model.parameters()} == {torch.bfloat16}
             and {p.dtype for p in wide.model.parameters()} == {torch.float32})
@@ -234,8 +236,8 @@ def test_precision_that_the_device_lacks_is_bad_input(learned, pictures, capsys)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_config_chooses(learned, pictures, capsys, monkeypatch, precision):
     made = []
-    load = engine_predict_command.load_classifier
-    monkeypatch.setattr(engine_predict_command, "load_classifier",
+    load = load_classifier
+    monkeypatch.setattr(engine_answering, "load_classifier",
                         lambda *args, **more: made.append(load(*args, **more)) or made[-1])
     argv = ["--checkpoint", str(learned), "--image-dir", str(pictures), "--set", "device.use_cuda=false",
             "--set", f"device.precision={precision}"]
@@ -266,7 +268,7 @@ def test_nothing_of_the_file_is_used_later(learned, tmp_path):
     path, old = tmp_path / "copy.pkl", tmp_path / "old.pkl"
     path.write_bytes(learned.read_bytes())
     torch.save(read_checkpoint(learned), old, _use_new_zipfile_serialization=False)
-    ours, oldest = (engine_predict_command.load_classifier(p, CPU) for p in (path, old))
+    ours, oldest = (load_classifier(p, CPU) for p in (path, old))
     path.write_bytes(bytes(path.stat().st_size))
     whole = read_checkpoint(learned)["model"]
     for name, weight in whole.items():

@@ -13,9 +13,9 @@ from alexnet_nb import inference, train
 from alexnet_nb.base.pictures import open_rgb
 from alexnet_nb.engine import checkpoint as engine_checkpoint
 from alexnet_nb.engine import logs as engine_logs
-from alexnet_nb.engine import predict_command as engine_predict_command
 from alexnet_nb.engine import run as engine_run
 from alexnet_nb.engine import setup as engine_setup
+from alexnet_nb.engine.checkpoint import load_classifier
 from alexnet_nb.engine.config import given_values, load_config
 from common import (
     EACH_STEP,
@@ -330,20 +330,20 @@ def test_six_keys_are_what_torch_itself_stores(trained):
 def test_six_keys_predict(prefix, tmp_path, trained, pictures):
     whole = trained / "models" / "alexnet_final.pkl"
     torch.save(six_keys(load(whole), prefix), tmp_path / "six.pkl")
-    ours, theirs = (engine_predict_command.load_classifier(p, torch.device("cpu"))
+    ours, theirs = (load_classifier(p, torch.device("cpu"))
                     for p in (whole, tmp_path / "six.pkl"))
     assert theirs.classes == ours.classes and theirs.recipe == ours.recipe
     image = open_rgb(pictures / "003.png")
     assert torch.equal(inference.predict(ours, image), inference.predict(theirs, image))
     torch.save({"model": six_keys(load(whole), prefix)["model"]}, tmp_path / "only_model.pkl")
-    only = engine_predict_command.load_classifier(tmp_path / "only_model.pkl", torch.device("cpu"))
+    only = load_classifier(tmp_path / "only_model.pkl", torch.device("cpu"))
     assert torch.equal(inference.predict(ours, image), inference.predict(only, image))
 
 
 def test_config_fills_what_six_keys_lack(tmp_path, trained, pictures, capsys):
     torch.save(six_keys(load(trained / "models" / "alexnet_final.pkl")), tmp_path / "six.pkl")
     lacking = load_config(None, ["model.image_dim=224", "model.lrn=none"]).model.model_dump()
-    model = engine_predict_command.load_classifier(tmp_path / "six.pkl", torch.device("cpu"), lacking).model
+    model = load_classifier(tmp_path / "six.pkl", torch.device("cpu"), lacking).model
     assert (model.image_dim == 224 and isinstance(model.features[2], torch.nn.Identity)
             and model.features[0].out_channels == 4)
     predict = ["--checkpoint", str(tmp_path / "six.pkl"), "--image", str(pictures / "000.png"), "--json"]

@@ -571,7 +571,7 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
     import torch
 
     from alexnet_nb import data, inference
-    from alexnet_nb.engine import predict_command as engine_predict_command
+    from alexnet_nb.engine import checkpoint as engine_checkpoint
     torch.set_num_threads(1)
     report, room = os.open(box / "report", os.O_WRONLY | os.O_CREAT | os.O_APPEND), Path.cwd()
     def tell(**what): os.write(report, json.dumps(what).encode() + b"\n")
@@ -579,7 +579,7 @@ def child(kind: str, start: int, stop: int, seed: int, box: Path) -> None:
     checkpoints = [box / "usual.pkl", box / "paper.pkl"]
     if kind == "archives": __import__("torchvision.datasets")
     Image.init()
-    inference.predict(engine_predict_command.load_classifier(checkpoints[0], torch.device("cpu")),
+    inference.predict(engine_checkpoint.load_classifier(checkpoints[0], torch.device("cpu")),
                       scene("RGB"))
     watch, now = Watch(), int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
     # not of addresses: threads reserve many and use few

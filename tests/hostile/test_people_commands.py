@@ -276,11 +276,11 @@ def test_no_file_gets_the_number_of_a_closed_stream():
 @pytest.mark.parametrize("form", [["--show-all-probs"], ["--json"], ["--csv"]], ids=" ".join)
 def test_classes_beyond_the_stream(encoding, form, final, pictures, monkeypatch):
     "A class called in Chinese, and one in an emoji, on a redirected stdout."
-    from alexnet_nb.engine import predict_command
+    from alexnet_nb.engine import answering
     names = ("猫", "🐕", *inference.load_pretrained().classes[2:])
-    loaded = predict_command.load_classifier(final, torch.device("cpu"))
+    loaded = answering.load_classifier(final, torch.device("cpu"))
     object.__setattr__(loaded, "classes", names)
-    monkeypatch.setattr(predict_command, "load_classifier", lambda *args, **more: loaded)
+    monkeypatch.setattr(answering, "load_classifier", lambda *args, **more: loaded)
     with monkeypatch.context() as m:
         m.setattr(sys, "stdout", out := narrow(encoding))
         code = inference.main(["--image", str(pictures / "000.png"), *form])

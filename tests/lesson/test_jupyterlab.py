@@ -108,10 +108,9 @@ def count_bars(picture: np.ndarray) -> int:
     """Rows of a horizontal bar chart: how often, going down just right of its axis, one meets something that
     is not white, be it the bar or the number written at its end."""
     black = (picture < 90).all(2)
-    sides = np.flatnonzero(black.mean(0) > 0.5)               # the frame's left and right
-    left, right = sides[0], sides[-1]
-    edges = np.flatnonzero(black[:, left + 1:right].mean(1) > 0.9)  # its top and bottom
-    inside = picture[edges[0] + 2:edges[-1] - 1, left + 3:left + 60]
+    left = np.flatnonzero(black.mean(0) > 0.5)[0]  # the axis, from top to bottom
+    top, *_, bottom = np.flatnonzero(black[:, left])
+    inside = picture[top + 2:bottom - 1, left + 3:left + 60]
     filled = (inside < 225).any((1, 2))
     return int(filled[0]) + int((filled[1:] & ~filled[:-1]).sum())
 
