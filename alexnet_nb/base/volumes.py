@@ -157,7 +157,7 @@ def _face(maps: Tensor) -> np.ndarray | None:
     dark, bright = np.array([8, 26, 56]), np.array([255, 244, 214])
     return (dark + (bright - dark) * light).round().astype(np.uint8)
 
-
+# %% ../../nbs/base/volumes.ipynb #4f0a7d13
 @torch.no_grad()
 def network_volumes(model: Any,       # a module with `features` and `classifier`, as AlexNet has them
                     x: Tensor,        # (1, 3, side, side), a picture as conv1 gets it; meta for sizes alone

@@ -110,7 +110,7 @@ def count_bars(picture: np.ndarray) -> int:
     black = (picture < 90).all(2)
     left = np.flatnonzero(black.mean(0) > 0.5)[0]  # the axis, from top to bottom
     top, *_, bottom = np.flatnonzero(black[:, left])
-    inside = picture[top + 2:bottom - 1, left + 3:left + 60]
+    inside = picture[top + 2:bottom - 3, left + 3:left + 60]
     filled = (inside < 225).any((1, 2))
     return int(filled[0]) + int((filled[1:] & ~filled[:-1]).sum())
 
