@@ -336,6 +336,9 @@ def test_it_can_be_read_in_both_themes_and_on_a_telephone(opened):
     page.click("#try-layers summary")
     page.wait_for_selector("[data-layer=fc7] li")
     for _ in range(2):
+        page.wait_for_function("""() => {  // until the sheet and the page's class tell of one theme
+            const dark = document.querySelector('html.quarto-dark, body.quarto-dark') !== null;
+            return dark === (getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128); }""")
         found = page.evaluate(CONTRAST)
         assert len(found) > 40 and not [line for line in found if line[0] < 4.5]
         page.locator(".quarto-color-scheme-toggle").first.click()

@@ -138,14 +138,15 @@ def _compiler() -> str | None:
 
 def _folder() -> Path:
     "Where compiled extensions are kept, as torch keeps them; a temporary folder where one may not write."
-    kept = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    try: (kept := kept / "alexnet_nb").mkdir(parents=True, exist_ok=True)
-    except OSError: return Path(tempfile.gettempdir())
-    return kept if os.access(kept, os.W_OK) else Path(tempfile.gettempdir())
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    kept = root / "alexnet_nb"
+    there = next(path for path in (kept, *kept.parents) if path.exists())
+    return kept if os.access(there, os.W_OK) else Path(tempfile.gettempdir())
 
 # %% ../../nbs/base/lrn_native.ipynb #3b33f678
 def _build(library: Path, wide: str) -> None:
     "Compile the source into a library. Raises `OSError` with the compiler's first complaint."
+    library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         source, made, done = (Path(folder) / name for name in ("lrn.cpp", "lrn.o", library.name))
         source.write_text(_SOURCE)
@@ -188,7 +189,8 @@ def _find(build: bool):
     digest = hashlib.sha256(f"{_SOURCE}{_FLAGS}{wide}".encode()).hexdigest()[:16]
     library, why = _folder() / f"lrn_{digest}.so", ""
     for fresh in (False, True):
-        if fresh and not build: return None
+        if fresh and not build: return None  # who only looks writes nothing
+        if not fresh and not library.is_file(): continue
         try:
             if fresh: _build(library, wide)
             if _right(lrn := ctypes.CDLL(str(library)).lrn): return lrn

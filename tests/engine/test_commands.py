@@ -114,7 +114,7 @@ def test_variants_train_and_predict(changes, tmp_path, no_panels, pictures, caps
     capsys.readouterr()
     final = str(tmp_path / "models" / "alexnet_final.pkl")
     assert inference.main(["--checkpoint", final, "--image", str(pictures / "000.png"), "--json"]) == 0
-    classifier = load_classifier(final, torch.device("cpu"), precision="auto")
+    classifier = load_classifier(final, torch.device("cpu"), precision="fp32")
     expected = inference.predict(classifier, open_rgb(pictures / "000.png"))
     said = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert [said[name] for name in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4)
@@ -258,7 +258,7 @@ def test_ten_views(final, pictures, capsys):
     assert inference.main(["--checkpoint", str(final), "--image", path, "--ten-views", "--json"]) == 0
     ten = json.loads(capsys.readouterr().out)[0]["probabilities"]
     assert sum(ten.values()) == pytest.approx(1, abs=1e-5)
-    classifier = load_classifier(final, torch.device("cpu"), precision="auto")
+    classifier = load_classifier(final, torch.device("cpu"), precision="fp32")
     expected = inference.predict(classifier, open_rgb(path), 10).tolist()
     assert [ten[c] for c in CLASSES] == pytest.approx(expected, rel=1e-4)
 
