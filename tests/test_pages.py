@@ -74,7 +74,7 @@ TOO_WIDE = """() => {
     const scrolls = e => e && e.tagName !== 'MAIN' &&
         (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
     const wide = [...document.querySelectorAll('main *')].filter(e =>
-        !e.ownerSVGElement &&  // a drawing cuts off what lies beyond its frame
+        !e.closest('[clip-path]') &&  // drawn outside its frame, and cut off there
         e.getBoundingClientRect().right > innerWidth + 1 && e.checkVisibility() && !scrolls(e.parentElement));
     return [document.documentElement.scrollWidth, wide.map(e => e.outerHTML.slice(0, 120)).slice(0, 3)]; }"""
 
