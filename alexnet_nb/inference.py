@@ -117,8 +117,8 @@ def reliability(probabilities: Tensor, # (N, C)
     return count, mean(confidence), mean(says == labels)
 
 # %% ../nbs/05_inference.ipynb #5b1c0e23
-def calibration_error(count: Tensor, confidence: Tensor, right: Tensor) -> float: # each (bins,)
-    "The expected calibration error, 0 to 1, of what `reliability` has found."
+def calibration_error(count: Tensor, confidence: Tensor, right: Tensor) -> float:
+    "The expected calibration error, 0 to 1, of what `reliability` has found, each (bins,)."
     return float((count * (right - confidence).abs()).sum() / count.sum())
 
 # %% ../nbs/05_inference.ipynb #5b1c0e37

@@ -76,9 +76,9 @@ def kernel_pictures(weight: Tensor) -> Tensor:
 
 # %% ../nbs/06_looking_inside.ipynb #bc93508f
 def patch_directions(batches: Iterable[Tensor], # (N, 3, S, S), prepared
-                     size: int = 11, each: int = 20, seed: int = 0 # `each` of a picture, at random places
+                     size: int = 11, each: int = 20, seed: int = 0 # of the places, drawn at random
                     ) -> tuple[Tensor, Tensor]:
-    "Directions of the patches, orthonormal columns, largest first; the energy in the first 1, 2, ... (D,)."
+    "Of `each` patches a picture: orthonormal columns, largest first; the energy in the first 1, 2, ... (D,)."
     generator, products = torch.Generator().manual_seed(seed), torch.zeros((), dtype=torch.float64)
     for x in batches:
         windows = x.float().cpu().unfold(2, size, 1).unfold(3, size, 1)  # (N, 3, places, places, size, size)
@@ -89,8 +89,8 @@ def patch_directions(batches: Iterable[Tensor], # (N, 3, S, S), prepared
     return directions.flip(1).float(), (energy.flip(0).cumsum(0) / energy.sum()).float()
 
 # %% ../nbs/06_looking_inside.ipynb #7ca063ed
-def seen_part(weight: Tensor, directions: Tensor) -> Tensor: # (K, 3, h, w); (3 * h * w, k), orthonormal
-    "What is left of the kernels in these directions (K, 3, h, w): the part that patches made of them excite."
+def seen_part(weight: Tensor, directions: Tensor) -> Tensor:
+    "Of kernels (K, 3, h, w) the part within orthonormal directions (3 * h * w, k), in the kernels' shape."
     return (weight.flatten(1) @ directions @ directions.T).view_as(weight)
 
 # %% ../nbs/06_looking_inside.ipynb #c6356287

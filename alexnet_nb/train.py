@@ -138,7 +138,7 @@ class Step:
     epoch: int     # counted from 1
     rate: float
     images: int
-    loss: Tensor   # ()
+    loss: Tensor   # (), their mean
     right: Tensor  # (), how many of the images were named rightly
 
 # %% ../nbs/04_train.ipynb #e90c0001

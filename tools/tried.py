@@ -10,13 +10,16 @@ import datetime
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.mkldnn import to_mkldnn
 
 from alexnet_nb.base.device import describe_device
 from alexnet_nb.base.lrn_native import in_native, use_native_lrn
@@ -94,17 +97,39 @@ def _lrn(x: Tensor) -> Tensor: return in_native(x, None, *PAPER)
 def _(x): return torch.empty_like(x)
 
 
+def _loaded(model: nn.Module, folder: str) -> Callable[[Tensor], Tensor]:
+    "The network compiled ahead of time with frozen weights, and loaded from its package."
+    x = torch.randn(2, 3, 227, 227, dtype=model.features[0].weight.dtype).contiguous(memory_format=LAST)
+    many = torch.export.Dim("many", min=1, max=1024)
+    graph = torch.export.export(model, (x,), dynamic_shapes=({0: many},))
+    made = torch._inductor.aoti_compile_and_package(graph, package_path=f"{folder}/network.pt2",
+                                                    inductor_configs={"freezing": True})
+    return torch._inductor.aoti_load_package(made)
+
+
 @torch.no_grad()
-def frozen(precision: torch.dtype, n: int = 64) -> None:
-    "The network, and the network compiled with frozen weights, both with the normalisation in C++."
+def frozen(precision: torch.dtype) -> None:
+    "The network as it is, compiled with frozen weights at once and ahead of time, and with packed weights."
     torch.manual_seed(0)
-    model = AlexNet().eval().to(precision).to(memory_format=LAST)
-    other = AlexNet().eval().to(precision).to(memory_format=LAST)
-    other.load_state_dict(model.state_dict())
-    for place in (2, 6): other.features[place] = _Opaque()
-    compiled = torch.compile(other, options={"freezing": True})
-    x = torch.randn(n, 3, 227, 227).to(precision).contiguous(memory_format=LAST)
-    in_turn("64 answers", precision, n, as_it_is=lambda: model(x), compiled_and_frozen=lambda: compiled(x))
+    def network() -> AlexNet: return AlexNet().eval().to(precision).to(memory_format=LAST)
+    model, hidden, packed = network(), network(), network()
+    for other in (hidden, packed): other.load_state_dict(model.state_dict())
+    for place in (2, 6): hidden.features[place] = _Opaque()
+    for name, part in packed.features.named_children():
+        if isinstance(part, nn.Conv2d): packed.features[int(name)] = to_mkldnn(part, precision)
+    compiled = torch.compile(hidden, options={"freezing": True})
+    with tempfile.TemporaryDirectory() as folder:
+        ways = dict(as_it_is=model, compiled_and_frozen=compiled, ahead_of_time=_loaded(hidden, folder),
+                    convolutions_packed=packed)
+        for n, times in ((64, 1), (1, 16)):
+            x = torch.randn(n, 3, 227, 227).to(precision).contiguous(memory_format=LAST)
+            for way in ways.values(): torch.testing.assert_close(way(x), model(x), rtol=0.05, atol=0.05)
+            in_turn(f"{n} answer{'s' * (n > 1)}", precision, n * times,
+                    **{name: partial(_again, way, x, times) for name, way in ways.items()})
+
+
+def _again(way: Callable[[Tensor], Tensor], x: Tensor, times: int) -> None:
+    for _ in range(times): way(x)
 
 
 def main(path: str | None) -> None:

@@ -33,7 +33,7 @@ def draw_curves(steps: list[dict],  # lines of steps.jsonl
                 color="C1", label="validation")
         ax.set(xlabel="step", ylabel=key)
         ax.grid(alpha=0.3)
-    fig.axes[0].legend(loc="upper right")
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     fig.suptitle(title)
     return fig
 

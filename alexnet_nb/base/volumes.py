@@ -140,9 +140,11 @@ def volumes_svg(volumes: Sequence[Volume],                 # from the picture to
         for i, line in enumerate(box.v.how if box.v.side else ()):
             parts.append(_text(centre, above + 15 * i, line, 'text-anchor="middle"', 14))
     if answers: parts.append(_bars(answers, boxes[-1].right + 8, middle))
-    width = boxes[-1].right + (212 if answers else 22)
+    left = min(0.0, *((b.x + b.right) / 2 - 4.5 * max(len(b.v.name), len(b.v.size)) for b in boxes))
+    width = boxes[-1].right + (212 if answers else 22) - left
     return ('<svg class="volumes" xmlns="http://www.w3.org/2000/svg" role="img" '
-            f'viewBox="0 0 {width:.0f} 270" style="width: 100%; max-width: {width:.0f}px; height: auto" '
+            f'viewBox="{left:.0f} 0 {width:.0f} 270" '
+            f'style="width: 100%; max-width: {width:.0f}px; height: auto" '
             f'fill="currentColor" font-family="system-ui, sans-serif" '
             f'aria-label="{escape(_in_words(volumes, answers))}">'
             f'{"".join(parts)}</svg>')

@@ -249,7 +249,7 @@ def _in_turn(bench: _Bench, work: list[tuple[str, Task]]) -> list[dict]:
     "Summaries of tasks, each with the allocator that it is to have, measured in turn."
     sides = {"default": bench.usual, "reuse": bench.ours}
     found = interleave([(sides[a], task) for a, task in work], bench.sizes.repeats, bench.until)
-    return [summary(times, task.batch * (task.steps if task.row == "epoch" else 1))
+    return [summary(times, task.batch * (task.steps if task.row in ("epoch", "answers") else 1))
             for times, (_, task) in zip(found, work, strict=True)]
 
 

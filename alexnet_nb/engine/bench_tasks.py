@@ -41,7 +41,7 @@ class Task:
     on_device: bool = True      # pictures live where the network does
     device: str = "cpu"
     batch: int = 128
-    steps: int = 4              # of an epoch's slice
+    steps: int = 4              # of an epoch's slice; answers in a row
     width: float = 1.0
     workers: int = 2
     shape: tuple[int, ...] = () # of the input of an LRN layer

@@ -97,8 +97,8 @@ def make_job(task: Task) -> Job:
         x, answer = torch.rand(task.batch, 3, 227, 227), _ANSWERS[task.rival](task)
         def work() -> Tensor:
             use_native_lrn(task.lrn == "native")
-            return answer(x)
-        return Job(work, task.batch)
+            return torch.cat([answer(x) for _ in range(task.steps)])
+        return Job(work, task.batch * task.steps)
     return _compiled_step(task) if task.rival else bench_tasks.make_job(task)
 
 # %% ../../nbs/engine/rivals.ipynb #7a1536e1
@@ -149,8 +149,8 @@ def measure_rivals(base: Task,
         here = [entry for entry in contest if not _lacking(entry.who)]
         for e in contest:
             if e not in here: show(f"{e.row} of {e.batch}: {e.who} is left out; it needs {_lacking(e.who)}")
-        work = [(e.allocator, replace(base, row=e.row, batch=e.batch, precision=e.precision, rival=e.who))
-                for e in here]
+        work = [(e.allocator, replace(base, row=e.row, batch=e.batch, precision=e.precision, rival=e.who,
+                                      steps=max(1, 16 // e.batch))) for e in here]
         found = in_turn(work)
         for e, one in zip(here, found, strict=True):
             ratio = one["median"] / found[0]["median"]
