@@ -214,6 +214,22 @@ def test_only_this_page_is_marked_in_the_bar(address, chromium):
         assert marked == [[], ["Home"]] and not wrong
 
 
+def test_a_figure_that_goes_on_fades_until_its_end_is_in_sight(address, chromium):
+    "On a narrow screen only, and not where nothing is hidden."
+    with tab(chromium, viewport={"width": 390, "height": 800}) as (page, wrong):
+        page.goto(f"{address}/{page_at('03_model')}")
+        wide = page.locator(".cell-output-display.goes-on:has(img)").first
+        mask = "e => getComputedStyle(e).maskImage"
+        assert wide.evaluate(mask) != "none"
+        handle = wide.element_handle()
+        handle.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+        page.wait_for_function("e => !e.classList.contains('goes-on')", arg=handle)
+        assert handle.evaluate(mask) == "none"
+        page.set_viewport_size(WIDE)
+        page.wait_for_function("() => !document.querySelector('.cell-output-display.goes-on:has(img)')")
+        assert not wrong
+
+
 def test_code_that_wraps_keeps_its_form(address, chromium):
     "Quarto has an element for each line of code: what is wrapped goes on further in, in the same spacing."
     lines = "".join(f'<span id="cb1-{i}"><a href="#cb1-{i}"></a>{"x" * 9}{" word" * n}</span>\n'

@@ -34,11 +34,14 @@ const contents = document.querySelector("nav#TOC, nav[role='doc-toc']");
 const title = document.querySelector("#title-block-header");
 if (contents?.querySelector("ul") && title) foldContents(contents, title);
 
-// What scrolls within itself can be reached and scrolled by keyboard.
+// What scrolls within itself can be reached and scrolled by keyboard, and fades out where it goes on.
 export function reachByKeyboard(main) {
   for (const part of main.querySelectorAll("table, .cell-output-display, .katex-display, pre")) {
+    const hidden = () => part.scrollWidth - part.clientWidth - part.scrollLeft;  // pixels beyond the right edge
     if (part.scrollWidth > part.clientWidth + 1) part.tabIndex = 0;
     else part.removeAttribute("tabindex");
+    part.onscroll = () => part.classList.toggle("goes-on", hidden() > 1);
+    part.onscroll();
   }
 }
 
