@@ -141,8 +141,7 @@ def volumes_svg(volumes: Sequence[Volume],                 # from the picture to
             parts.append(_text(centre, above + 15 * i, line, 'text-anchor="middle"', 14))
     if answers: parts.append(_bars(answers, boxes[-1].right + 8, middle))
     halves = (max(4.3 * len(b.v.name), 5.1 * len(b.v.size)) for b in boxes)  # of the words below, pixels
-    left = min((b.x + b.right) / 2 - half for b, half in zip(boxes, halves, strict=True))
-    left = min(left, 0.0)
+    left = min(0.0, *((b.x + b.right) / 2 - half for b, half in zip(boxes, halves, strict=True)))
     width = boxes[-1].right + (212 if answers else 22) - left
     return ('<svg class="volumes" xmlns="http://www.w3.org/2000/svg" role="img" '
             f'viewBox="{left:.0f} 0 {width:.0f} 270" '
