@@ -1,5 +1,5 @@
 """AlexNet (2012) rebuilt for CIFAR-10: the lesson lies here, the rest in `base`, `engine` and `claims`."""
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import importlib
 from typing import Any

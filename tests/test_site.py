@@ -230,6 +230,14 @@ def test_a_figure_that_goes_on_fades_until_its_end_is_in_sight(address, chromium
         assert not wrong
 
 
+def test_no_line_ends_within_an_option(address, chromium):
+    with tab(chromium, viewport={"width": 390, "height": 800}) as (page, wrong):
+        page.goto(f"{address}/{page_at('commands')}")
+        lines = page.eval_on_selector_all("code .option", "all => all.map(e => e.getClientRects().length)")
+        assert len(lines) > 20 and set(lines) == {1}
+        assert not wrong
+
+
 def test_code_that_wraps_keeps_its_form(address, chromium):
     "Quarto has an element for each line of code: what is wrapped goes on further in, in the same spacing."
     lines = "".join(f'<span id="cb1-{i}"><a href="#cb1-{i}"></a>{"x" * 9}{" word" * n}</span>\n'

@@ -1,4 +1,4 @@
-// Three things that every page gets when it opens; without JavaScript it is whole without them.
+// What every page gets when it opens; without JavaScript it is whole without them.
 
 // Quarto marks the first link of the bar that the sidebar has too, on every page. Only this page's own is right.
 export function markThisPage(bar, address) {
@@ -45,6 +45,22 @@ export function reachByKeyboard(main) {
   }
 }
 
+// A line may end at a hyphen, but not within an option such as --image-dir.
+export function keepOptionsWhole(main) {
+  for (const code of main.querySelectorAll("code:not(pre code)")) {
+    const parts = code.textContent.split(/(--[a-z][a-z-]*)/);  // every second one is an option
+    if (code.children.length || parts.length === 1) continue;
+    code.replaceChildren(...parts.map((text, i) => {
+      if (i % 2 === 0) return text;
+      const option = document.createElement("span");
+      option.className = "option";
+      option.textContent = text;
+      return option;
+    }));
+  }
+}
+
 const main = document.querySelector("main");
+keepOptionsWhole(main);
 reachByKeyboard(main);
 addEventListener("resize", () => reachByKeyboard(main));
