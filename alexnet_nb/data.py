@@ -71,6 +71,18 @@ def _check_split(val_images, images):
         raise InputError(f"data.val_images is {val_images}, but there are {images} training images; hold out "
                          "some, not all")
 
+
+def _check_picture(image):
+    if (mode := getattr(image, "mode", type(image).__name__)) != "RGB":
+        raise InputError(f"expected an RGB picture, got {mode}; use open_rgb or image.convert('RGB')")
+
+
+def _check_pixels(pixels, chances):
+    if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"expected uint8 (N, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
+    if chances is not None and len(chances) != len(pixels):
+        raise ValueError(f"{len(chances)} chances for {len(pixels)} pictures")
+
 # %% ../nbs/01_data.ipynb #f8770559
 @dataclass(frozen=True)
 class Recipe:
@@ -90,6 +102,7 @@ class Recipe:
 # %% ../nbs/01_data.ipynb #7fa93a23
 def _shrunk(image: Image.Image, recipe: Recipe) -> Image.Image:
     "A larger picture squashed to the recipe's `first_to`; any other as it is."
+    _check_picture(image)
     if (side := recipe.first_to) is None or min(image.size) <= side: return image
     return image.resize((side, side), Image.Resampling.BILINEAR)
 
@@ -160,8 +173,8 @@ def paper_recipe(size: int, mean: torch.Tensor, covariance: torch.Tensor,
                  strength: float = 0.1,       # of the colour noise; 0: none
                  unit_variance: bool = False  # divide by the pixels' deviation
                 ) -> Recipe:
-    """Section 4.1: 256, a random crop, colour noise along the principal colours, mean subtraction, values as
-    large as 0-255 if not told otherwise."""
+    """Sections 2 and 4.1: 256, a random crop, colour noise along the principal colours, mean subtraction,
+    values as large as 0-255 if not told otherwise."""
     values, vectors = principal_colours(covariance)
     colour = strength * vectors * values.clamp(min=0).sqrt()
     std = tuple(covariance.diagonal().sqrt().tolist()) if unit_variance else (1 / 255,) * 3
@@ -222,6 +235,7 @@ def prepare_batch(pixels: torch.Tensor,                       # uint8 (N, 3, H, 
                   chances: Sequence[Augmentation] | None = None # one per image; None: no augmentation
                  ) -> torch.Tensor:
     "float32 (N, 3, size, size): `prepare` for all at once, on their device; on a CPU the same bits."
+    _check_pixels(pixels, chances)
     out = torch.empty(len(pixels), 3, recipe.size, recipe.size, device=pixels.device)
     few = 4 if pixels.device.type == "cpu" else max(len(out), 1)
     for k in range(0, len(out), few):

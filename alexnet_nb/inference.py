@@ -34,7 +34,8 @@ def _checked(c: Classifier) -> Classifier:
     "Raises `ValueError` for a card whose parts do not fit the weights or one another."
     if (c.recipe.size != c.model.image_dim or not len(c.recipe.mean) == len(c.recipe.std) == 3
         or not all(isinstance(name, str) for name in c.classes) or not 0.1 <= c.temperature <= 10
-        or len({*c.classes}) != c.model.classifier[-1].out_features): raise ValueError("does not fit")
+        or not len(c.classes) == len({*c.classes}) == c.model.classifier[-1].out_features):
+        raise ValueError("does not fit")
     return c
 
 # %% ../nbs/05_inference.ipynb #bfd1fea2
@@ -49,9 +50,10 @@ def load_pretrained(name: str | Path = "cifar10",      # or a file of such weigh
         model.load_state_dict(state, assign=True)
         recipe = Recipe(**card["recipe"] | {key: tuple(card["recipe"][key]) for key in ("mean", "std")})
         read = recipe, tuple(card["classes"]), device or torch.device("cpu"), float(card["temperature"])
-        return _checked(Classifier(model.to(read[2]).eval(), *read))
+        found = _checked(Classifier(model.eval(), *read))
     except (LookupError, TypeError, ValueError, RuntimeError) as e:
         raise InputError(f"{path}: its card does not fit its weights; give another file") from e
+    return replace(found, model=found.model.to(found.device))
 
 # %% ../nbs/05_inference.ipynb #5e3b3a79
 @torch.inference_mode()

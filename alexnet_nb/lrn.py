@@ -88,6 +88,14 @@ class _LRN(torch.autograd.Function):
     def backward(ctx, g):
         return ctx.run(*ctx.saved_tensors, g, *ctx.constants), None, None, None, None, None
 
+# %% ../nbs/02_lrn.ipynb #40212682
+def _check(n, k, alpha_is, groups=1):
+    "`ValueError` for constants that cannot be."
+    if n < 1 or n != int(n): raise ValueError(f"n is {n}; it must be a whole number of channels, at least 1")
+    if k <= 0: raise ValueError(f"k is {k}; it must be above 0, or silent channels divide by zero")
+    if alpha_is not in ("mean", "sum"): raise ValueError(f"alpha_is is {alpha_is!r}; must be 'mean' or 'sum'")
+    if groups < 1: raise ValueError(f"groups is {groups}; it must be at least 1")
+
 # %% ../nbs/02_lrn.ipynb #d3feb0ca
 def local_response_norm(x: Tensor,             # (N, C, ...), any float type
                         n: int = 5,            # channels in the window
@@ -99,16 +107,10 @@ def local_response_norm(x: Tensor,             # (N, C, ...), any float type
     "LRN (paper, section 3.3), of x's shape and type; computed in float32 or better. Raises `ValueError`."
     if x.dim() < 3: raise ValueError(f"expected (N, C, ...) with at least 3 dimensions, got {tuple(x.shape)}")
     if not x.is_floating_point(): raise ValueError(f"expected a float type, got {x.dtype}; use x.float()")
+    _check(n, k, alpha_is)
     a = alpha / n if alpha_is == "mean" else alpha
     window = tuple(min(side, x.shape[1] - 1) for side in (n // 2, (n - 1) // 2))  # no wider than the stack
     return _LRN.apply(x, _run(lrn_way(x, n)), window, float(k), a, beta)
-
-# %% ../nbs/02_lrn.ipynb #40212682
-def _check(n, k, alpha_is):
-    "`ValueError` for constants that cannot be."
-    if n < 1 or n != int(n): raise ValueError(f"n is {n}; it must be a whole number of channels, at least 1")
-    if k <= 0: raise ValueError(f"k is {k}; it must be above 0, or silent channels divide by zero")
-    if alpha_is not in ("mean", "sum"): raise ValueError(f"alpha_is is {alpha_is!r}; must be 'mean' or 'sum'")
 
 # %% ../nbs/02_lrn.ipynb #c32fc637
 class LocalResponseNorm(nn.Module):
@@ -117,7 +119,7 @@ class LocalResponseNorm(nn.Module):
                  alpha_is: str = "mean", # alpha times the 'mean' of the squares (torch) or 'sum' (paper)
                  groups: int = 1):       # 2: each half of the maps for itself, as on the paper's two GPUs
         super().__init__()
-        _check(n, k, alpha_is)
+        _check(n, k, alpha_is, groups)
         self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
         self.alpha_is, self.groups = alpha_is, groups
 

@@ -141,7 +141,7 @@ def layer_table(model: AlexNet) -> list[LayerRow]:
     "Output shape, parameters, multiply-accumulates and receptive field of every layer, for one image."
     weight, was_training, rows = next(model.parameters()), model.training, list[LayerRow]()
     model.eval()
-    x = pad_input(torch.zeros(1, 3, model.image_dim, model.image_dim, device=weight.device), model.image_dim)
+    x = pad_input(weight.new_zeros(1, 3, model.image_dim, model.image_dim), model.image_dim)
     for part, layers, pixel in (("features", model.features, 1), ("classifier", model.classifier, None)):
         x, field, jump = x if pixel else x.flatten(1), pixel, pixel  # at the image both are 1; flat, neither
         for i, layer in enumerate(layers):

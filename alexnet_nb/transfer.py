@@ -19,12 +19,12 @@ from .model import pad_input
 from .train import train
 
 # %% ../nbs/07_your_pictures.ipynb #ed3b83a3
-@torch.inference_mode()
+@torch.no_grad()
 def fc6_features(classifier: Classifier,
                  images: Images,
                  mirrored: bool = False # each picture as in a mirror
                 ) -> Tensor:
-    "What fc6 makes of each picture, float32 (N, 4096) on the CPU. Raises `InputError` without pictures."
+    "What fc6 makes of each picture, float32 (N, units of fc6) on the CPU. `InputError` without pictures."
     if not len(images): raise InputError("there are no pictures; give some of each class")
     model, parts = classifier.model, []
     for k in range(0, len(images), 32):
@@ -33,7 +33,7 @@ def fc6_features(classifier: Classifier,
         x = model.features(pad_input(x.flip(-1) if mirrored else x, model.image_dim)).flatten(1)
         x = model.classifier[:3](x)                          # fc6 and its ReLU
         parts.append(model.classifier[5](x).float().cpu())   # fc7's ReLU: changes nothing, see below
-    return torch.cat(parts).clone()
+    return torch.cat(parts)
 
 # %% ../nbs/07_your_pictures.ipynb #65fa700d
 def _last_layer(x: Tensor,  # features, float32 (N, features)

@@ -53,6 +53,8 @@ def pick_precision(asked: str,           # auto, fp32, bf16 or fp16
                    device: torch.device
                   ) -> torch.dtype:
     "The type to multiply in; `auto`: 16 bits where the chip has them. Raises `InputError` for fp16 on a CPU."
+    if asked not in ("auto", *PRECISIONS):
+        raise InputError(f"precision is {asked!r}; it must be auto, {', '.join(PRECISIONS)}")
     if asked == "fp16" and device.type == "cpu":
         raise InputError("device.precision is 'fp16', which is for GPUs; on a CPU use bf16, fp32 or auto")
     if asked != "auto": return PRECISIONS[asked]

@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -137,11 +138,16 @@ def _compiler() -> str | None:
 
 
 def _folder() -> Path:
-    "Where compiled extensions are kept, as torch keeps them; a temporary folder where one may not write."
+    "Where compiled extensions are kept, as torch keeps them; a temporary one of ours where not."
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     kept = root / "alexnet_nb"
     there = next(path for path in (kept, *kept.parents) if path.exists())
-    return kept if os.access(there, os.W_OK) else Path(tempfile.gettempdir())
+    if os.access(there, os.W_OK): return kept
+    own = Path(tempfile.gettempdir()) / f"alexnet_nb-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    about = own.lstat()  # whoever else may write there could put a program of theirs into our hands
+    if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022: return own
+    raise OSError(f"{own} is not ours alone")
 
 # %% ../../nbs/base/lrn_native.ipynb #3b33f678
 def _build(library: Path, wide: str) -> None:
@@ -187,11 +193,12 @@ def _find(build: bool):
     if not _compiler(): return None
     wide = _WIDE[torch.backends.cpu.get_cpu_capability()]
     digest = hashlib.sha256(f"{_SOURCE}{_FLAGS}{wide}".encode()).hexdigest()[:16]
-    library, why = _folder() / f"lrn_{digest}.so", ""
+    why = ""
     for fresh in (False, True):
-        if fresh and not build: return None  # who only looks writes nothing
-        if not fresh and not library.is_file(): continue
+        if fresh and not build: return None  # who only looks compiles nothing
         try:
+            library = _folder() / f"lrn_{digest}.so"
+            if not fresh and not library.is_file(): continue
             if fresh: _build(library, wide)
             if _right(lrn := ctypes.CDLL(str(library)).lrn): return lrn
             why = "its result is wrong"

@@ -232,9 +232,9 @@ def _alexnet_epochs(run: Run) -> list[dict]:
     epochs, before = [], 0.0
     for row in read_log(run.folder, "epochs"):
         if not {"seconds", "loss", "accuracy", "val_accuracy"} <= row.keys(): continue  # spoiled by somebody
-        epochs.append(dict(loss=row["loss"], error=1 - row["accuracy"],
-                           seconds=round(row["seconds"] - before, 2), val_error=1 - row["val_accuracy"]))
-        before = row["seconds"]
+        error, val_error = 1 - row["accuracy"], 1 - row["val_accuracy"]
+        seconds, before = round(row["seconds"] - before, 2), row["seconds"]
+        epochs.append(dict(loss=row["loss"], error=error, seconds=seconds, val_error=val_error))
     return epochs
 
 # %% ../../nbs/claims/experiment.ipynb #9bcb18d5
@@ -288,8 +288,8 @@ def describe(trial: dict | None) -> str:
     text = trial["stopped"] or f"{n} epochs so far"
     if not text.endswith(("epochs", "so far")): text += f" after {n} epochs"
     if n: text += f", training error {trial['epochs'][-1]['error']:.1%}"
-    tests = [f"{error:.1%} ({kind.replace('_', ' ')})"
-             for kind, error in (trial["test"] or {}).items() if error is not None]
+    found = (trial["test"] or {}).items()
+    tests = [f"{error:.1%} ({kind.replace('_', ' ')})" for kind, error in found if error is not None]
     return text + (f", test error {' and '.join(tests)}" if tests else "")
 
 # %% ../../nbs/claims/experiment.ipynb #9e8195bf

@@ -188,13 +188,13 @@ def choose(experiment: Experiment, trials: list[dict]) -> dict[str, dict]:
     race = {trial["arm"]: trial for trial in trials if trial["seed"] == 0 and is_done(trial, limit)}
     if not limit or not arms.keys() <= race.keys(): return {}
     for family in dict.fromkeys(arm.rpartition(" ")[0] for arm in arms):
-        speeds = {arm: speed(race[arm], experiment.base["until"], limit)
-                  for arm in arms if arm.rpartition(" ")[0] == family}
+        members = [arm for arm in arms if arm.rpartition(" ")[0] == family]
+        speeds = {arm: speed(race[arm], experiment.base["until"], limit) for arm in members}
         best = min(speeds, key=speeds.__getitem__)
         if speeds[best] == (math.inf, math.inf): continue
-        rates, rate = [arms[arm]["rate"] for arm in speeds], arms[best]["rate"]
-        chosen[family] = dict(arm=best, rate=rate, reached=math.isfinite(speeds[best][0]),
-                              at_edge=rate in (min(rates), max(rates)))
+        rates, rate = [arms[arm]["rate"] for arm in members], arms[best]["rate"]
+        reached, at_edge = math.isfinite(speeds[best][0]), rate in (min(rates), max(rates))
+        chosen[family] = dict(arm=best, rate=rate, reached=reached, at_edge=at_edge)
     return chosen
 
 # %% ../../nbs/claims/plans.ipynb #ef379607
@@ -215,5 +215,6 @@ def plan(experiment: Experiment, trials: list[dict],
 def next_trial(experiment: Experiment, trials: list[dict],
                seeds: list[int] | None = None) -> tuple[str, int, int] | None:
     "The first of the plan that is not done; None when all are."
-    return next((task for task in plan(experiment, trials, seeds)
-                 if not is_done(find_trial(trials, *task[:2]), task[2])), None)
+    for arm, seed, limit in plan(experiment, trials, seeds):
+        if not is_done(find_trial(trials, arm, seed), limit): return arm, seed, limit
+    return None

@@ -234,8 +234,8 @@ def net_table(net: nn.Sequential, side: int) -> list[LayerRow]:
         size = {"conv": 5, "local": 3, "pool": 3}.get(name.rstrip("0123456789"))
         if size: field, jump = field + (size - 1) * jump, jump * (2 if name.startswith("pool") else 1)
         seen = (field, jump) if x.dim() == 4 else (None, None)
-        rows.append(LayerRow(name, type(part).__name__, tuple(x.shape[1:]), sum(sizes.values()),
-                             uses * sizes.get("weight", 0), *seen))
+        params, macs = sum(sizes.values()), uses * sizes.get("weight", 0)
+        rows.append(LayerRow(name, type(part).__name__, tuple(x.shape[1:]), params, macs, *seen))
     return rows
 
 # %% ../../nbs/claims/small_nets.ipynb #ea64fafc
@@ -298,8 +298,8 @@ def ten_views(pixels: Tensor, mean: Tensor, side: int # as in `cut`
     "Four corners and the centre, then the same five flipped: float32 (10, N, 3, side, side)."
     far = pixels.shape[-1] - side
     places = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
-    return torch.stack([cut(pixels, mean, side, torch.tensor([[*place, flip]]).expand(len(pixels), 3))
-                        for flip in (0, 1) for place in places])
+    views = torch.tensor([[*place, flip] for flip in (0, 1) for place in places])
+    return torch.stack([cut(pixels, mean, side, view.expand(len(pixels), 3)) for view in views])
 
 # %% ../../nbs/claims/small_nets.ipynb #5012a594
 @torch.no_grad()

@@ -98,15 +98,13 @@ def _usual_job(task: Task) -> Job:
 def _our_run(task: Task) -> Run:
     "A run on drawings as `alexnet_train` makes it; what the task does not want is put back to the usual."
     device = torch.device(task.device)
-    run = start(make_config(dict(
-        model=dict(width=task.width), training=dict(batch_size=task.batch, learning_rate=0.001,
-                                                    warmup_steps=0),
-        data=dict(dataset="drawings", train_images=task.batch, val_images=10, test_images=10,
-                  num_workers=task.workers,
-                  loader="device" if task.on_device else "workers"),
-        device=dict(use_cuda=device.type == "cuda", device_ids=[device.index or 0],
-                    channels_last=task.channels_last, reuse_memory=False, native_lrn=False,
-                    precision={"tf32": "fp32", "default": "fp32"}.get(task.precision, task.precision)))))
+    precision = {"tf32": "fp32", "default": "fp32"}.get(task.precision, task.precision)
+    training = dict(batch_size=task.batch, learning_rate=0.001, warmup_steps=0)
+    data = dict(dataset="drawings", train_images=task.batch, val_images=10, test_images=10)
+    data |= dict(num_workers=task.workers, loader="device" if task.on_device else "workers")
+    chip = dict(use_cuda=device.type == "cuda", device_ids=[device.index or 0], precision=precision)
+    chip |= dict(channels_last=task.channels_last, reuse_memory=False, native_lrn=False)
+    run = start(make_config(dict(model=dict(width=task.width), training=training, data=data, device=chip)))
     if task.lrn == "torch":
         for i in (2, 6): run.model.features[i] = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
     if not task.fused: run.optimizer = speed.usual_optimizer(run.model, 0.001)

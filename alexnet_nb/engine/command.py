@@ -18,7 +18,7 @@ from ..base.output import let_go, steady_output
 # %% ../../nbs/engine/command.ipynb #ed2f77fa
 def _machine_failure(e: Exception) -> str | None:
     "One line for what memory or disk did; None for anything else."
-    if out_of_memory(e): return "out of memory; halve training.batch_size"
+    if out_of_memory(e): return "out of memory; close other programs, or use another machine"
     if isinstance(e, OSError) and e.errno:
         space = "free some space or " if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return f"{e.filename or 'output'}: {e.strerror}; {space}choose another place"

@@ -66,13 +66,14 @@ def narrow_head(classifier: nn.Sequential, # fc6 to fc8 of an `AlexNet`
                ) -> nn.Sequential:
     "fc6 to fc8 with narrow matrices, and without dropout: (N, 9216) to logits."
     *wide, last = _linear_layers(classifier)
+    activation = type(classifier[2])
     layers: list[nn.Module] = []
     for full in wide:
         left, right = low_rank(full.weight.detach(), rank)
         into, out = nn.Linear(full.in_features, rank, bias=False), nn.Linear(rank, full.out_features)
         into.weight.data, out.weight.data = right.contiguous(), left.contiguous()
         out.bias.data = full.bias.detach().clone()
-        layers += [into, out, nn.ReLU()]
+        layers += [into, out, activation()]
     return nn.Sequential(*layers, copy.deepcopy(last))
 
 # %% ../../nbs/engine/compress.ipynb #51fbe308

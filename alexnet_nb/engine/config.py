@@ -7,7 +7,6 @@ __all__ = ['Section', 'Config', 'make_config', 'merge', 'given_values', 'load_co
 
 # %% ../../nbs/engine/config.ipynb #9d7c40e3
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.resources import files
@@ -20,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ..base.device import pick_device
 from ..base.errors import InputError, brief
 from .arguments import folder_name
-from .plain_yaml import PlainLoader, Unclear, cure_of, read_utf8
+from .plain_yaml import PlainLoader, Unclear, as_yaml, cure_of, read_utf8
 
 # %% ../../nbs/engine/config.ipynb #4b71eca7
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -128,7 +127,7 @@ _wrong = partial(yaml.constructor.ConstructorError, None, None)
 
 # %% ../../nbs/engine/config.ipynb #5e136564
 class _YamlLoader(PlainLoader):
-    "Reads `1e-3` as a float, as YAML 1.2 does; refuses a key given twice, and repeats single values only."
+    "Refuses a key given twice, and repeats single values only."
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -144,10 +143,6 @@ class _YamlLoader(PlainLoader):
                 raise _wrong(f"the key {brief(key.value)} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-# %% ../../nbs/engine/config.ipynb #f9039bd5
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 # %% ../../nbs/engine/config.ipynb #334e9e4e
 _MOST_YAML = 50_000  # letters
@@ -284,4 +279,4 @@ def prediction_options(source: str | Path | None = None, overrides: Iterable[str
 # %% ../../nbs/engine/config.ipynb #04ce5a86
 def to_yaml(cfg: Config) -> str:
     "The configuration as YAML that `load_config` reads back."
-    return yaml.safe_dump(cfg.model_dump(), sort_keys=False)
+    return as_yaml(cfg.model_dump())

@@ -44,7 +44,9 @@ def _import_onnx():
 class _Graph:
     "Nodes and stored tensors, in the order in which they are added."
     def __init__(self, tensors: dict[str, Tensor]):
-        self.onnx, self.tensors = _import_onnx(), tensors
+        self.onnx = _import_onnx()
+        # NumPy, through which they go, has no bfloat16
+        self.tensors = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
         self.nodes: list = []
         self.stored: list = []
 

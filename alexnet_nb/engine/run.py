@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
@@ -42,6 +41,7 @@ from .inventory import unseen
 from .loaders import DeviceLoader, ImageLoader
 from .logs import Log, NoLog, read_log, tested, write_hparams, write_panels
 from .photographs import WorkerError, worker_trouble
+from .plain_yaml import as_yaml
 from .signals import StopFlag, Stopped, stop_on_signals
 
 # %% ../../nbs/engine/run.ipynb #a947d91c
@@ -142,8 +142,8 @@ def _note_epoch(run: Run, log: Log, epoch: Epoch, val: Evaluation) -> None:
     "One line for people, one in the log, the panels; a word if the loss has not moved."
     p, (right, wrong) = run.progress, (val.accuracy, val.loss)
     loss, accuracy = p.loss_sum / p.seen, p.right / p.seen
-    log.write("epochs", step=p.step, epoch=epoch.number, seconds=round(p.seconds, 1), loss=loss,
-              accuracy=accuracy, val_loss=wrong, val_accuracy=right, learning_rate=epoch.rate)
+    values = dict(loss=loss, accuracy=accuracy, val_loss=wrong, val_accuracy=right, learning_rate=epoch.rate)
+    log.write("epochs", step=p.step, epoch=epoch.number, seconds=round(p.seconds, 1), **values)
     log.scalars("train", p.step, epoch_loss=loss, epoch_accuracy=accuracy)
     log.scalars("val", p.step, loss=wrong, accuracy=right, epoch_loss=wrong, epoch_accuracy=right)
     log.retrying(lambda: write_panels(log.board, run.model, p.step, val, run.images[0], run.classes))
@@ -384,7 +384,7 @@ def _open_log(run: Run, taken: ExitStack) -> Log:
     "The logs of a run, in a folder that it locks as well; the effective config beside them and the output."
     taken.enter_context(files.hold_folders(run.folder))  # another run may be resuming the same one elsewhere
     log = Log(run.folder, run.progress.step, run.progress.epoch)
-    text = yaml.safe_dump(run.options.config, sort_keys=False)
+    text = as_yaml(run.options.config)
     for folder, setting in ((run.folder, "paths.log_dir"), (run.options.output_dir, "paths.output_dir")):
         with files.replacing(folder / "config.yaml", setting) as part: part.write_text(text, encoding="utf-8")
     return log

@@ -169,6 +169,10 @@ def _new_folder(log_dir: str | Path) -> Path:
 def _network(cfg: Config, checkpoint: dict | None, device: torch.device) -> AlexNet:
     "The network, new or stored, on its device, laid out in memory and, if asked, compiled."
     given = cfg.model.model_dump()
+    for key, value in architecture(checkpoint).items() if checkpoint and "config" in checkpoint else ():
+        if given[key] != value:
+            raise InputError(f"model.{key} is {given[key]!r}, but the checkpoint was trained with {value!r}; "
+                             "take its config, as `resume_config` gives it")
     layout = torch.channels_last if cfg.device.channels_last else torch.contiguous_format
     model = build_model(checkpoint, lacking=given) if checkpoint else AlexNet(**given)
     model = model.to(device).to(memory_format=layout)

@@ -112,3 +112,18 @@ def test_a_wrong_result_is_not_used(tmp_path, monkeypatch, capsys, native):
         assert not use_native_lrn() and not native_lrn()
         assert "its result is wrong" in capsys.readouterr().out
     finally: lrn_native._find.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is compiled elsewhere")
+@pytest.mark.parametrize("planted", ["open to all", "a link"])
+def test_no_program_of_somebody_else_is_loaded(tmp_path, native, planted):
+    "Where the home cannot be written to, the temporary folder is shared: a folder there must be ours alone."
+    own = tmp_path / f"alexnet_nb-{os.getuid()}"
+    code = "import os; os.access = lambda path, mode: mode != os.W_OK; print(use_native_lrn())"
+    def answer(): return tried(code, tmp_path / "home", TMPDIR=str(tmp_path)).stdout.splitlines()
+    assert answer() == ["True"]
+    assert own.stat().st_mode & 0o777 == 0o700 and len(list(own.iterdir())) == 1
+    if planted == "open to all": own.chmod(0o777)
+    else: own.symlink_to(own.rename(tmp_path / "theirs"))
+    why, used = answer()
+    assert "is not ours alone" in why and used == "False"

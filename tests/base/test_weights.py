@@ -261,3 +261,15 @@ def test_the_model_card_says_what_was_measured():
     assert " to ".join(errors) in card.replace("\n", " ")
     _, stored = read_weights(SHIPPED, unpack=False)
     assert stored["temperature"] == small["temperature"] and stored["epochs"] == run["epochs_done"]
+
+
+def test_a_device_that_is_not_there_is_not_called_a_damaged_file():
+    with pytest.raises((AssertionError, RuntimeError)) as found:
+        load_pretrained("cifar10", torch.device("cuda:99"))
+    assert not isinstance(found.value, InputError)
+
+
+def test_a_class_that_stands_twice(tmp_path):
+    tensors, card = small_parts()
+    write_weights(file := tmp_path / "twice.safetensors", tensors, card | dict(classes=[*CLASSES, "cat"]))
+    assert "does not fit" in refused(load_pretrained, file)

@@ -125,6 +125,15 @@ def test_teaching_brings_answers_nearer_to_the_teacher():
     torch.testing.assert_close(logits_of(full, features), teacher, rtol=1e-3, atol=1e-3)
 
 
+def test_a_narrow_head_has_the_activation_of_the_wide_one():
+    torch.manual_seed(0)
+    wide = AlexNet(width=0.02, activation="tanh").eval().classifier
+    for layer in (wide[1], wide[4]): layer.weight.data *= 30
+    features = torch.randn(20, wide[1].in_features)
+    narrow = narrow_head(wide, wide[4].out_features)
+    torch.testing.assert_close(logits_of(narrow, features), logits_of(wide, features), rtol=1e-3, atol=1e-3)
+
+
 def test_the_temperature_of_honest_probabilities_is_one():
     torch.manual_seed(0)
     logits = torch.randn(5000, 10) * 2

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from alexnet_nb import train
 from alexnet_nb.base.device import PRECISIONS
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import CLASSES
 from alexnet_nb.engine import speed
 from alexnet_nb.engine.checkpoint import load_classifier
@@ -128,3 +129,8 @@ def test_a_network_is_made_small_on_the_device(device, final, tmp_path):
     classifier = load_classifier(final, torch.device(device))
     tensors, card = compress(classifier, images, images, rank=4, epochs=1)
     assert {t.device.type for t in tensors.values()} == {"cpu"} and card["temperature"] > 0
+
+
+def test_a_precision_that_there_is_not():
+    with pytest.raises(InputError, match="precision is 'float32'; it must be auto, fp32, bf16, fp16"):
+        load_classifier("cifar10", torch.device("cpu"), precision="float32")

@@ -328,3 +328,10 @@ def test_as_a_process_of_its_own(final, tmp_path):
     assert run.returncode == 2 and run.stderr.count("\n") == 1
     run = command("engine.export", "--help", cwd=tmp_path)
     assert run.returncode == 0 and "--compact" in run.stdout
+
+
+def test_a_network_in_16_bits_is_written_in_32(onnx):
+    classifier = load_classifier("cifar10", torch.device("cpu"), precision="bf16")
+    model = onnx.load_from_string(to_onnx(classifier))
+    assert {tensor.data_type for tensor in model.graph.initializer} <= {onnx.TensorProto.FLOAT,
+                                                                       onnx.TensorProto.INT64}

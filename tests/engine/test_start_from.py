@@ -8,9 +8,10 @@ import torch
 
 from alexnet_nb import inference, train
 from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.engine import setup as engine_setup
-from alexnet_nb.engine.checkpoint import load_classifier
-from alexnet_nb.engine.config import given_values
+from alexnet_nb.engine.checkpoint import load_classifier, read_checkpoint
+from alexnet_nb.engine.config import given_values, make_config, merge
 from alexnet_nb.inference import load_pretrained
 from common import STEPS, class_folders, differences, lines, load, settings, tiny
 
@@ -220,3 +221,14 @@ def test_a_checkpoint_without_a_config_will_do(tmp_path, final, insects, no_pane
     found = load(tmp_path / "out" / "models" / "alexnet_final.pkl")
     assert found["total_steps"] == 3 and STEPS != 3  # its own count, from the beginning
     assert all(torch.equal(found["model"][name], stored["model"][name]) for name in CONVOLUTIONS)
+
+
+def test_a_config_of_another_network_goes_on_with_nothing(tmp_path, no_panels):
+    "`fit` would write down the one network and keep the weights of the other."
+    assert train.main(tiny(tmp_path, training__num_epochs=1)) == 0
+    kept = (last := tmp_path / "models" / "alexnet_final.pkl").read_bytes()
+    stored = read_checkpoint(last)
+    other = {"model": {"activation": "tanh"}, "training": {"num_epochs": 2}}
+    with pytest.raises(InputError, match="model.activation is 'tanh', but .* with 'relu'"):
+        engine_setup.fit(make_config(merge(stored["config"], other)), stored)
+    assert last.read_bytes() == kept

@@ -24,7 +24,7 @@ from alexnet_nb.base.output import steady_output
 from alexnet_nb.claims import experiment
 from alexnet_nb.engine import bench, compress, export
 from alexnet_nb.engine.arguments import quoted
-from alexnet_nb.engine.config import load_config
+from alexnet_nb.engine.config import _parse_yaml, load_config, make_config, to_yaml
 from alexnet_nb.engine.files import lock_folders
 from common import ROOT, STEPS, class_folders, hook_steps, load, save_drawings, snapshot, tiny
 
@@ -141,6 +141,13 @@ def test_what_is_meant_is_read():
     assert (cfg.paths.output_dir, cfg.paths.log_dir, cfg.paths.train_img_dir) == ("2024-01-01", "café", "no")
     assert (cfg.data.data_dir, cfg.data.download, cfg.device.device_ids) == (r"D:\new", False, [1])
     assert (cfg.training.seed, cfg.training.checkpoint_minutes) == (10, 0.5)
+
+
+@pytest.mark.parametrize("name", "1e-3 5E2 .5e3 +1e3 010 1_000 10:30 no 2024-01-01 ~".split())
+def test_what_is_written_down_reads_back(name):
+    "A folder that is called by a number, as in a sweep of rates."
+    cfg = make_config({"paths": {"output_dir": name}, "training": {"learning_rate": 1e-5}})
+    assert _parse_yaml(to_yaml(cfg)) == cfg.model_dump()
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from alexnet_nb.base import file_parts, fonts, pictures, plots
+from alexnet_nb.base import file_parts, fonts, layouts, pictures, plots
 from common import refused
 
 SCENE = hostile.scene("RGB", (40, 24))
@@ -357,3 +357,15 @@ def test_a_font_of_this_machine_is_found(tmp_path):
     finally:
         font_manager.fontManager.ttflist[:] = listed
         fonts._font_with.cache_clear()
+
+# ---------------------------------------------------------------- what is no picture
+
+
+def test_what_pillow_only_writes_is_no_picture(tmp_path):
+    "A document beside the photographs, and a folder whose name ends like theirs."
+    SCENE.save(tmp_path / "a.png")
+    for name in ("notes.pdf", "clip.mpg", "numbers.h5", "text.txt"): (tmp_path / name).write_bytes(b"%PDF")
+    (tmp_path / "holiday.jpg").mkdir()
+    assert pictures.image_files(tmp_path) == [tmp_path / "a.png"] == pictures.image_files(tmp_path, deep=True)
+    assert layouts.pictures_in(tmp_path)[0] == [tmp_path / "a.png"]
+    assert layouts.passed_over(tmp_path).count("1 .") == 4

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from alexnet_nb.base.cifar10 import read_cifar10
 from alexnet_nb.base.drawings import drawings
+from alexnet_nb.base.errors import InputError
 from alexnet_nb.base.pictures import stack_pixels
 from alexnet_nb.base.resize import _resize_pixels
 from alexnet_nb.data import (
@@ -113,3 +114,24 @@ def test_data_imports_no_torchvision():
     code = "import sys, alexnet_nb.data; print([m for m in sys.modules if m.split('.')[0] == 'torchvision'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "HSV", "LAB", "YCbCr"])
+def test_a_picture_in_other_colours_is_refused(mode):
+    image = Image.new("RGB", (32, 32), "teal")
+    image = image.convert("HSV") if mode == "HSV" else Image.new(mode, (32, 32))
+    with pytest.raises(InputError, match=f"expected an RGB picture, got {mode}"): prepare(image, USUAL)
+
+
+def test_an_array_is_no_picture():
+    with pytest.raises(InputError, match="got ndarray"): prepare(np.zeros((32, 32, 3), np.uint8), USUAL)
+
+
+@pytest.mark.parametrize("pixels, chances, said", [
+    (torch.rand(2, 3, 32, 32), None, "got torch.float32"),
+    (torch.zeros(3, 32, 32, dtype=torch.uint8), None, r"got torch.uint8 \(3, 32, 32\)"),
+    (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), None, r"\(2, 32, 32, 3\)"),
+    (torch.zeros(6, 3, 32, 32, dtype=torch.uint8), [augmentation(0, 0, i) for i in range(4)],
+     "4 chances for 6 pictures")])
+def test_a_batch_that_is_none(pixels, chances, said):
+    with pytest.raises(ValueError, match=said): prepare_batch(pixels, USUAL, chances)

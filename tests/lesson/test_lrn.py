@@ -239,3 +239,14 @@ def test_under_torch_compile():
     y, dx = both(torch.compile(LocalResponseNorm(), backend="aot_eager"), x, g)
     y_eager, dx_eager = both(LocalResponseNorm(), x, g)
     assert farthest(y, y_eager) < 1e-6 and apart(dx, dx_eager) < 1e-6
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": -3}, {"n": 2.5}, {"k": 0}, {"alpha_is": "Mean"}], ids=str)
+def test_constants_that_cannot_be(wrong):
+    said = f"^{next(iter(wrong))} is"
+    with pytest.raises(ValueError, match=said): local_response_norm(torch.ones(1, 3, 2), **wrong)
+    with pytest.raises(ValueError, match=said): LocalResponseNorm(**wrong)
+
+
+def test_a_layer_needs_a_group():
+    with pytest.raises(ValueError, match="groups is 0"): LocalResponseNorm(groups=0)

@@ -58,6 +58,13 @@ def test_features_do_not_depend_on_their_batch():
                                atol=1e-3, rtol=1e-2)
 
 
+def test_features_can_be_learnt_from_in_a_loop_of_ones_own():
+    known, images = narrow(), two_classes(4)
+    features = fc6_features(known, images)
+    assert features.shape == (4, known.model.classifier[1].out_features) and not features.is_inference()
+    torch.nn.Linear(features.shape[1], 2)(features).sum().backward()
+
+
 def test_it_learns_what_can_be_learnt():
     "Two kinds of drawings that nobody could confuse, and a network that nobody taught."
     every = drawings(200, 5)
