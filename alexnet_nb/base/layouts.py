@@ -48,12 +48,9 @@ def files_below(folder: str | Path) -> list[Path]:
             for name in sorted(found[root], key=spelled) if not name.startswith(".")]
 
 # %% ../../nbs/base/layouts.ipynb #6d1e9c39
-_NO_READER = {None, "BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}  # Pillow only writes or recognises these
-
-
 def is_picture(path: Path) -> bool:
-    "Whether the suffix names a format that Pillow reads here, in any case; a folder's may."
-    return Image.registered_extensions().get(path.suffix.lower()) not in _NO_READER
+    "Whether the suffix names a format that Pillow reads here, in any case."
+    return Image.registered_extensions().get(path.suffix.lower()) not in (None, "PDF")  # a PDF it only writes
 
 
 def holds_pictures(folder: Path) -> bool:
@@ -115,7 +112,7 @@ def no_classes(folder: Path) -> str:
 def pictures_in(folder: Path) -> tuple[list[Path], str]:
     "A folder's pictures or, if it has none, those of its sub-folders; and a word about what was left out."
     every = list(filter(is_picture, files_below(folder)))
-    files = sorted(p for p in folder.iterdir() if is_picture(p) and p.name[0] != "." and not p.is_dir())
+    files = sorted(p for p in folder.iterdir() if is_picture(p) and not p.name.startswith("."))
     if not files: return every, ""
     inner = [p.name for p in folders_in(folder) if any(p in path.parents for path in every)]
     many = sum(path.parent != folder for path in every)

@@ -199,7 +199,7 @@ def image_files(folder: str | Path,
                 deep: bool = False # with its sub-folders, as torchvision's `ImageFolder` reads them
                ) -> list[Path]:
     "The files of a folder whose suffix names an image format, in any case, sorted by name."
-    shown = (p for p in Path(folder).iterdir() if p.name[0] != "." and not p.is_dir())
+    shown = (p for p in Path(folder).iterdir() if not p.name.startswith("."))
     return list(filter(is_picture, files_below(folder) if deep else sorted(shown)))
 
 # %% ../../nbs/base/pictures.ipynb #eacb9db6

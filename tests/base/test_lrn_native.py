@@ -119,7 +119,8 @@ def test_a_wrong_result_is_not_used(tmp_path, monkeypatch, capsys, native):
 def test_no_program_of_somebody_else_is_loaded(tmp_path, native, planted):
     "Where the home cannot be written to, the temporary folder is shared: a folder there must be ours alone."
     own = tmp_path / f"alexnet_nb-{os.getuid()}"
-    code = "import os; os.access = lambda path, mode: mode != os.W_OK; print(use_native_lrn())"
+    code = ("import os; from unittest import mock\n"
+            "with mock.patch('os.access', lambda path, mode: mode != os.W_OK): print(use_native_lrn())")
     def answer(): return tried(code, tmp_path / "home", TMPDIR=str(tmp_path)).stdout.splitlines()
     assert answer() == ["True"]
     assert own.stat().st_mode & 0o777 == 0o700 and len(list(own.iterdir())) == 1
