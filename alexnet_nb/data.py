@@ -130,7 +130,7 @@ def prepare(image: Image.Image,                # RGB
             recipe: Recipe,
             chance: Augmentation | None = None # None: no augmentation, the centre crop
            ) -> torch.Tensor:
-    "A picture as a float tensor (3, size, size), normalised; with chance, augmented as in section 4.1."
+    "A picture as a normalised float tensor (3, size, size); with chance, augmented. `InputError` if not RGB."
     image = _shrunk(image, recipe)
     height, width = _resized(image.height, image.width, recipe)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -234,7 +234,8 @@ def prepare_batch(pixels: torch.Tensor,                       # uint8 (N, 3, H, 
                   recipe: Recipe,
                   chances: Sequence[Augmentation] | None = None # one per image; None: no augmentation
                  ) -> torch.Tensor:
-    "float32 (N, 3, size, size): `prepare` for all at once, on their device; on a CPU the same bits."
+    """float32 (N, 3, size, size): `prepare` for all at once, on their device; on a CPU the same bits.
+    Raises `ValueError` for what is no such batch, or has another number of chances."""
     _check_pixels(pixels, chances)
     out = torch.empty(len(pixels), 3, recipe.size, recipe.size, device=pixels.device)
     few = 4 if pixels.device.type == "cpu" else max(len(out), 1)
