@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -117,6 +118,14 @@ def worker_trouble(e: Exception, at: Mapping[int, str] = MappingProxyType({}) # 
     return (f"a process that loads images has died{where} ({said}); take the file away if it does so again, "
             "or lower data.num_workers")
 
+# %% ../../nbs/engine/photographs.ipynb #200f2eea
+def _told_by_torch(e: Exception) -> Exception:
+    "What PyTorch says of the worker behind a broken connection, if it does so within a second; else `e`."
+    try:
+        if isinstance(e, (ConnectionError, EOFError)): time.sleep(1)  # its handler of SIGCHLD raises in here
+    except RuntimeError as told: return told
+    return e
+
 # %% ../../nbs/engine/photographs.ipynb #5a39e7b2
 @contextmanager
 def watched(dataset: Any, workers: int, name: Callable[[int], str]) -> Iterator[None]:
@@ -127,7 +136,8 @@ def watched(dataset: Any, workers: int, name: Callable[[int], str]) -> Iterator[
     try:
         if workers: dataset.at = at.share_memory_()
         yield
-    except (RuntimeError, OSError) as e:
+    except (RuntimeError, OSError, EOFError) as first:
+        e = _told_by_torch(first)
         names = {int(pid): name(int(i)) for pid, i in at[:-1].tolist() if pid}
         if not workers or (line := worker_trouble(e, names)) is None: raise
         raise WorkerError(line) from None

@@ -26,6 +26,8 @@ from alexnet_nb.engine import signals as engine_signals
 from alexnet_nb.engine import train_command as engine_train_command
 from alexnet_nb.engine.checkpoint import read_checkpoint
 from alexnet_nb.engine.files import lock_folders
+from alexnet_nb.engine.loaders import PreparedImages
+from alexnet_nb.engine.photographs import WorkerError, watched
 from alexnet_nb.train import Diverged
 from common import (
     CLOCK,
@@ -430,3 +432,18 @@ def test_a_worker_that_dies_names_its_file(tmp_path, monkeypatch, capsys, no_pan
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert (said.startswith("alexnet_train: a process that loads images has died at ")
             and str(Path("horse") / "3.png") in said and "--resume" not in said)  # nothing is saved yet
+
+
+@needs_fork
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_that_breaks_first_names_the_file_too(broken):
+    "The worker's end breaks its connection as well; PyTorch says which process it was a moment later."
+    def told(*_): raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+    before = signal.signal(signal.SIGALRM, told)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    data = PreparedImages([], Recipe(64))
+    try:
+        with pytest.raises(WorkerError, match="died at 3.png .*pid 4711"), watched(data, 1, "{}.png".format):
+            data.at[0] = torch.tensor([4711, 3])
+            raise broken
+    finally: signal.signal(signal.SIGALRM, before)
