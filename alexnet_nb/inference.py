@@ -56,7 +56,7 @@ def load_pretrained(name: str | Path = "cifar10",      # or a file of such weigh
     return replace(found, model=found.model.to(found.device))
 
 # %% ../nbs/05_inference.ipynb #5e3b3a79
-@torch.inference_mode()
+@torch.no_grad()
 def probabilities(classifier: Classifier,
                   batch: Tensor # (N, 3, size, size), prepared
                  ) -> Tensor:

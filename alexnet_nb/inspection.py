@@ -10,7 +10,7 @@ __all__ = ['LAYERS', 'network_layers', 'layer_outputs', 'pixel_batches', 'kernel
 
 # %% ../nbs/06_looking_inside.ipynb #be71ebaa
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +30,7 @@ LAYERS = {"conv1": "features.1", "conv2": "features.5", "conv3": "features.9", "
           "conv5": "features.13", "fc6": "classifier.2", "fc7": "classifier.5", "fc8": "classifier.6"}
 
 
-def network_layers(model: AlexNet, wanted: Iterable[str] | None = None) -> list[str]:
+def network_layers(model: AlexNet, wanted: Collection[str] | None = None) -> list[str]:
     "The names in `LAYERS` that this network has, or those wanted; `ValueError` for one that it has not."
     there = [n for n, place in LAYERS.items() if not isinstance(model.get_submodule(place), nn.Identity)]
     if unknown := set(wanted or ()) - set(there):
@@ -193,11 +193,11 @@ def nearest(queries: Tensor, # float32 (Q, D)
             k: int = 6, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     "Positions in the bank of each query's k nearest, the nearest first (Q, k), and their distances (Q, k)."
     if not 0 < k <= len(bank): raise ValueError(f"k is {k}, but the bank has {len(bank)} vectors")
-    found = []
+    middle, found = bank.mean(0), []  # distances come out of a product, which is exact only near zero
     for part in queries.split(batch_size):
-        likely = torch.cdist(part, bank).topk(min(2 * k, len(bank)), largest=False).indices.sort(1).values
-        apart = bank[likely] - part[:, None]  # (batch, 2 k, D)
-        exact = apart.square().sum(2).sqrt()
+        around = torch.cdist(part - middle, bank - middle).topk(min(2 * k, len(bank)), largest=False)
+        likely = around.indices.sort(1).values
+        exact = (bank[likely] - part[:, None]).square().sum(2).sqrt()  # from (batch, 2 k, D)
         distance, order = exact.sort(dim=1, stable=True)
         found.append((likely.gather(1, order)[:, :k], distance[:, :k]))
     positions, distances = map(torch.cat, zip(*found, strict=True))
@@ -234,6 +234,7 @@ def receptive_field(model: AlexNet, layer: str) -> Field:
     if part != "features":
         raise ValueError(f"{layer!r} has no maps; choose one of {', '.join(list(LAYERS)[:5])}")
     size, jump, start = 1, 1, 0
+    network_layers(model, [layer])
     for m in model.features[:int(last) + 1]:
         if not isinstance(m, (nn.Conv2d, nn.MaxPool2d)): continue  # the others look at one place
         assert not isinstance(m.padding, str)  # as `AlexNet` builds them
@@ -270,11 +271,11 @@ def rank_maps(peaks: Peaks, labels: Tensor, k: int = 9) -> list[tuple[float, int
 # %% ../nbs/06_looking_inside.ipynb #240c51b4
 def _covered(x: Tensor, square: int, stride: int) -> Iterator[Tensor]:
     "The picture with the mean colour in a square around each position, row by row."
-    half, centres = square // 2, range(stride // 2, x.shape[-1], stride)
-    for row in centres:
-        for column in centres:
+    corners = range(stride // 2 - square // 2, x.shape[-1] - square // 2, stride)
+    for top in corners:
+        for left in corners:
             picture = x.clone()
-            picture[:, max(row - half, 0):row + half, max(column - half, 0):column + half] = 0
+            picture[:, max(top, 0):top + square, max(left, 0):left + square] = 0
             yield picture
 
 # %% ../nbs/06_looking_inside.ipynb #8df02d52

@@ -59,6 +59,7 @@ def _features(widths, towers: int, activation: type, lrn: str, alpha_is: str, po
 def _classifier(inputs: int, hidden: int, num_classes: int, activation: type, dropout: float,
                 place: str) -> nn.Sequential:
     "fc6 to fc8, with dropout on the inputs of fc6 and fc7 or, as in the paper, on their outputs."
+    if num_classes < 1: raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
     def drop(): return nn.Dropout(dropout)
     before = _choose("dropout_place", place, ("before", "after")) == "before"
     first, last = (drop(), activation()) if before else (nn.Identity(), nn.Sequential(activation(), drop()))

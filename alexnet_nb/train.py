@@ -168,8 +168,8 @@ def train(model: nn.Module, batches: Iterable, validation: Iterable | None = Non
           scaler: amp.GradScaler | None = None, progress: Progress | None = None, # go on from here
           after_step: Callable = lambda s: None, after_epoch: Callable = lambda e: None) -> list[Epoch]:
     "Train the model where it is, until so many epochs are done; what came of each. Raises `Diverged`."
-    optimizer = optimizer or make_optimizer(model, learning_rate, momentum, weight_decay)
-    scheduler = scheduler or make_scheduler(optimizer, "constant")
+    own = scheduler.optimizer if scheduler else make_optimizer(model, learning_rate, momentum, weight_decay)
+    optimizer, scheduler = optimizer or own, scheduler or make_scheduler(optimizer or own, "constant")
     scaler = scaler or amp.GradScaler(next(model.parameters()).device.type, enabled=precision == torch.half)
     p, judge, history = progress or Progress(), judge or (lambda *of: evaluate(*of, precision=precision)), []
     while p.epoch < epochs:

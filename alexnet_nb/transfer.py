@@ -27,12 +27,12 @@ def fc6_features(classifier: Classifier,
     "What fc6 makes of each picture, float32 (N, units of fc6) on the CPU. `InputError` without pictures."
     if not len(images): raise InputError("there are no pictures; give some of each class")
     model, parts = classifier.model, []
+    fc6, relu = model.classifier[1], model.classifier[2]  # without dropout, in whatever mode the network is
     for k in range(0, len(images), 32):
         batch = [prepare(images[i], classifier.recipe) for i in range(k, min(k + 32, len(images)))]
         x = torch.stack(batch).to(next(model.parameters()))
         x = model.features(pad_input(x.flip(-1) if mirrored else x, model.image_dim)).flatten(1)
-        x = model.classifier[:3](x)                          # fc6 and its ReLU
-        parts.append(model.classifier[5](x).float().cpu())   # fc7's ReLU: changes nothing, see below
+        parts.append(relu(relu(fc6(x))).float().cpu())  # its own, and fc7's: changes nothing, see below
     return torch.cat(parts)
 
 # %% ../nbs/07_your_pictures.ipynb #65fa700d

@@ -71,7 +71,10 @@ def turned_upright(image: Image.Image) -> Image.Image:
     ways = Image.Transpose
     turns = (ways.FLIP_LEFT_RIGHT, ways.ROTATE_180, ways.FLIP_TOP_BOTTOM, ways.TRANSPOSE, ways.ROTATE_270,
              ways.TRANSVERSE, ways.ROTATE_90)
-    return image if (number := _orientation(image)) == 1 else image.transpose(turns[number - 2])
+    if (number := _orientation(image)) == 1: return image
+    upright = image.transpose(turns[number - 2])
+    for lying in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"): upright.info.pop(lying, None)
+    return upright
 
 # %% ../../nbs/base/file_parts.ipynb #1a3dc499
 def _clean_exif(block: bytes) -> bytes:

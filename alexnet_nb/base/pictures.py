@@ -281,6 +281,7 @@ def stack_pixels(images: Images, most_bytes: int,
                 ) -> torch.Tensor | None:
     "All as uint8 (N, 3, H, W); None if sizes differ or it is too much. Raises `InputError` for bad files."
     items, n, pixels = images.items, len(images), None
+    if not n: raise InputError("there are no pictures; give some")
     most = min(2**24, most_bytes // (3 * n))  # the few that are huge are better read when asked for
     if use is None and isinstance(items, np.ndarray):
         if items.shape[1] * items.shape[2] > most: return None

@@ -34,17 +34,20 @@ def _digest(tensors: dict[str, Tensor], card: str) -> str:
 
 
 def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
-    "Store tensors, named as above, and a card that JSON can hold; a file of that name stays until then."
+    "Store tensors and a card that JSON can hold; a file of that name is replaced when all is written."
     text, part = json.dumps(card), Path(f"{path}.part")
+    half, full = torch.bfloat16, torch.float32  # NumPy, through which the digest goes, has no bfloat16
+    tensors = {name: t.detach().to("cpu", full if t.dtype == half else t.dtype).contiguous()
+               for name, t in tensors.items()}
     try:
-        part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()},
-                              {"card": text, "digest": _digest(tensors, text)}))
+        part.write_bytes(save(tensors, {"card": text, "digest": _digest(tensors, text)}))
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
 # %% ../../nbs/base/weights.ipynb #4a9134ba
 PRETRAINED = Path(str(files("alexnet_nb"))) / "weights"  # the networks that come with the library
-_MOST_BYTES, _MOST_WEIGHTS = 2**28, 2**28               # of a file; of all the weights that come out of it
+_MOST_WEIGHTS = 2**28                                   # of all that come out of a file
+_MOST_BYTES = 4 * _MOST_WEIGHTS + 2**21                 # of a file: all in float32, and the names
 _MOST_NAMES = 2**20                                     # bytes of the list of names, with the card
 _DAMAGED = "damaged, or not a file of weights; install the package anew, or give another file"
 _DAMAGE = OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, RecursionError

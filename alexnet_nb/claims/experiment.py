@@ -386,8 +386,9 @@ def _list_trials(e: Experiment, trials: list[dict], seeds: list[int] | None) -> 
     if e.shortened: lines.append(f"shortened: {e.shortened}")
     lines.append("trials:")
     for arm, seed, limit in plans.plan(e, trials, seeds):
-        state = describe(plans.find_trial(trials, arm, seed))
-        lines.append(f"  {arm}, seed {seed}, at most {limit} epochs: {state}")
+        trial = plans.find_trial(trials, arm, seed)
+        later = "done, and later " if trial and len(trial["epochs"]) > limit else ""
+        lines.append(f"  {arm}, seed {seed}, at most {limit} epochs: {later}{describe(trial)}")
     if e.race and not plans.choose(e, trials):
         lines.append(f"  then the chosen arms with seeds {', '.join(map(str, seeds or e.seeds))}")
     return "\n".join(lines)
@@ -415,8 +416,8 @@ def _parser() -> argparse.ArgumentParser:
     "The arguments of `alexnet_experiment`."
     kept = "stop after so many, saved; the same command goes on"
     about = "Run one of the paper's CIFAR-10 experiments, or go on with it."
-    scales = "tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU; gpu: full, but shorter"
-    results = f"the JSON file (default: nbs/results/NAME.json in a clone, else {_OUTPUT}/NAME.json)"
+    scales = "tiny: drawings, seconds; cpu: hours on two cores; full: for a GPU; gpu: shorter (ablations)"
+    results = f"the JSON file (default: in nbs/results of a clone, else, and for tiny, in {_OUTPUT})"
     parser = Parser("alexnet_experiment", description=about)
     add = parser.add_argument
     add("name", choices=EXPERIMENTS, help="which")

@@ -21,6 +21,7 @@ from .plain_yaml import BACKSLASH
 def expand(text: str) -> str:
     "A path with `~` and variables written out, unless just this name is there. Raises `InputError`."
     if os.path.lexists(text): return text
+    if re.match(r"\w{2,}://", text): raise InputError(f"{text}: is an address; save what is there first")
     found = os.path.expanduser(os.path.expandvars(text))
     if name := re.search(r"\$(\w+|\{[^}]*\})", found):
         raise InputError(f"{text}: the variable {name[0]} is not set; set it, or write the path out")

@@ -18,7 +18,7 @@ from ..data import split
 def _fit_linear(x: Tensor, y: Tensor, classes: int, decay: float) -> nn.Linear:
     "The linear classifier of least loss on x (N, D) and y (N,), found by L-BFGS from zero weights."
     layer = nn.Linear(x.shape[1], classes)
-    nn.init.zeros_(layer.weight)
+    for parameter in layer.parameters(): nn.init.zeros_(parameter)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
     def closure():
         optimizer.zero_grad()

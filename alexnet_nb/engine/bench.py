@@ -317,7 +317,7 @@ def describe(result: dict) -> str:
                        for p, v in floor["images_per_second"].items())
     busy = result["others_busy"] or 0
     warning = f"\nother work was running (on {busy:.1f} cores): times are too long" if busy > 0.2 else ""
-    return (f"{result['device']}, {result['cpu']}, {result['threads']} threads, torch "
+    return (f"{result['device']}, {result['cpu']}, torch "
             f"{result['versions']['torch']}, {result['date']}\n"
             f"convolutions {rates}; memory {floor['bandwidth'] / 1e9:,.0f} GB/s\n"
             f"floor, images/s in training and inference: {limits}{warning}")

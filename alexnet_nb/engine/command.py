@@ -12,7 +12,7 @@ import gc
 import sys
 from collections.abc import Callable
 
-from ..base.errors import InputError, RunError, one_line, out_of_memory
+from ..base.errors import InputError, RunError, choose_another, one_line, out_of_memory
 from ..base.output import let_go, steady_output
 
 # %% ../../nbs/engine/command.ipynb #ed2f77fa
@@ -20,8 +20,7 @@ def _machine_failure(e: Exception) -> str | None:
     "One line for what memory or disk did; None for anything else."
     if out_of_memory(e): return "out of memory; close other programs, or use another machine"
     if isinstance(e, OSError) and e.errno:
-        space = "free some space or " if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"{e.filename or 'output'}: {e.strerror}; {space}choose another place"
+        return f"{e.filename or 'output'}: {e.strerror}; {choose_another('place', e.errno)}"
     return None
 
 # %% ../../nbs/engine/command.ipynb #04004faa

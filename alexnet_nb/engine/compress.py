@@ -35,8 +35,9 @@ def _singular_values(weight: Tensor, # (out, in)
                      most: int       # how many
                     ) -> tuple[Tensor, Tensor, Tensor]:
     "The largest singular values and their vectors: (out, most), (most,), (in, most)."
-    torch.manual_seed(0)  # the method draws random directions to begin with
-    left, values, right = torch.svd_lowrank(weight, q=min(most + 8, *weight.shape), niter=4)
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        torch.manual_seed(0)  # the method draws random directions to begin with
+        left, values, right = torch.svd_lowrank(weight, q=min(most + 8, *weight.shape), niter=4)
     return left[:, :most], values[:most], right[:, :most]
 
 # %% ../../nbs/engine/compress.ipynb #370b9eb7
@@ -103,15 +104,17 @@ def teach(head: nn.Module,
 # %% ../../nbs/engine/compress.ipynb #a1f5c09d
 @torch.no_grad()
 def logits_of(head: nn.Module, features: Tensor) -> Tensor:
-    "(N, C), without dropout."
-    device = next(head.parameters()).device
-    return torch.cat([head.eval()(part.float().to(device)).cpu() for part in features.split(1000)])
+    "(N, C), without dropout; the head's mode is put back."
+    device, was_training = next(head.parameters()).device, head.training
+    head.eval()
+    try: return torch.cat([head(part.float().to(device)).cpu() for part in features.split(1000)])
+    finally: head.train(was_training)
 
 # %% ../../nbs/engine/compress.ipynb #9b1935d7
 def fit_temperature(logits: Tensor, # (N, C)
                     labels: Tensor  # int64 (N,)
                    ) -> float:
-    "The number by which the logits are divided so that the cross-entropy is least, in steps of 0.01."
+    "The number by which the logits are divided so that the cross-entropy is least: 0.5, 0.51, ... 5."
     choices = torch.arange(0.5, 5.01, 0.01)
     losses = [F.cross_entropy(logits / temperature, labels) for temperature in choices]
     return round(float(choices[torch.stack(losses).argmin()]), 2)
@@ -156,7 +159,7 @@ def compress(classifier: Classifier, # whose convolutions are rounded in place
              held_out: Images,       # validation pictures, for the temperature
              rank: int = 64,
              epochs: int = 6) -> tuple[dict[str, Tensor], dict]:
-    "The tensors and the card that `write_weights` stores."
+    "The tensors and the card for `write_weights`, but for the card's `model`: the arguments of `AlexNet`."
     full, tensors = classifier.model.classifier, _round_kernels(classifier.model.features)
     head, features = narrow_head(full, rank), pool5(classifier, images)
     teach(head, features, logits_of(full, features), epochs)

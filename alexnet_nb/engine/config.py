@@ -7,6 +7,7 @@ __all__ = ['Section', 'Config', 'make_config', 'merge', 'given_values', 'load_co
 
 # %% ../../nbs/engine/config.ipynb #9d7c40e3
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.resources import files
@@ -202,7 +203,9 @@ def _explain(error: Mapping[str, Any], source: str) -> str:
         near = near or difflib.get_close_matches(loc[-1][:40], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{source}: unknown key {brief('.'.join(loc))}; {hint}"
-    message = error["msg"].removeprefix("Value error, ").replace("instance of _", "instance of ")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "model_type": message = "it must be a section, with keys below it"
+    if str(error["input"]).lower() == "none": message += "; nothing is written as null"
     if not loc: return f"{source}: {message}"
     if error["type"] == "string_type" and type(error["input"]) in (bool, int, float):
         message += "; put it in quotes"
@@ -252,6 +255,8 @@ def _parse_overrides(pairs: Iterable[str]) -> dict:
         if not (equals and dot): raise InputError(f"--set {pair[:200]}: write it as section.key=value")
         if value.strip() in ("", "~" * name.endswith("_dir")):
             raise InputError(f"--set {pair[:200]}: has no value; write one after the =, or leave it out")
+        if re.search(r"(^|\s)#", value) and value.strip()[0] not in "'\"[":
+            raise InputError(f"--set {pair[:200]}: YAML drops what is behind a #; put the value in quotes")
         given.setdefault(section, {})[name] = _parse_yaml(value, f"--set {key[:200]}")
     return given
 

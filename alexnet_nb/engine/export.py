@@ -74,22 +74,38 @@ def _weight(graph: _Graph, name: str) -> str:
     if value.dtype == torch.float32: return name
     return graph.add("Cast", name, to=graph.onnx.TensorProto.FLOAT)[0]
 
+
+def _bias(graph: _Graph, name: str) -> list[str]:
+    "A layer's biases, if it has any."
+    return [_weight(graph, bias)] if (bias := f"{name}.bias") in graph.tensors else []
+
 # %% ../../nbs/engine/export.ipynb #73c5227f
+def _must_be(name: str, layer: nn.Module, **usual) -> None:
+    "Raise `InputError` for a setting that AlexNet's layers do not have, and that the nodes below leave out."
+    for setting, value in usual.items():
+        if (found := getattr(layer, setting)) not in (value, (value, value)):
+            raise InputError(f"{name}: {setting} {found!r} has no place in the graph; {value!r} does")
+
+
 def _conv(graph: _Graph, name: str, layer: nn.Conv2d, x: str) -> str:
-    return graph.add("Conv", x, _weight(graph, f"{name}.weight"), _weight(graph, f"{name}.bias"),
+    _must_be(name, layer, padding_mode="zeros", dilation=1)
+    if isinstance(layer.padding, str): raise InputError(f"{name}: give its padding as a number")
+    return graph.add("Conv", x, _weight(graph, f"{name}.weight"), *_bias(graph, name),
                      kernel_shape=layer.kernel_size, strides=layer.stride, group=layer.groups,
                      pads=[*layer.padding] * 2)[0]
 
 
 def _pool(graph: _Graph, name: str, layer: nn.MaxPool2d, x: str) -> str:
-    return graph.add("MaxPool", x, kernel_shape=[layer.kernel_size] * 2, strides=[layer.stride] * 2)[0]
+    _must_be(name, layer, padding=0, dilation=1, ceil_mode=False, return_indices=False)
+    kernel, stride = (v if isinstance(v, tuple) else (v, v) for v in (layer.kernel_size, layer.stride))
+    return graph.add("MaxPool", x, kernel_shape=kernel, strides=stride)[0]
 
 
 def _linear(graph: _Graph, name: str, layer: nn.Linear, x: str) -> str:
-    weight, bias = f"{name}.weight", _weight(graph, f"{name}.bias")
+    weight, bias = f"{name}.weight", _bias(graph, name)
     if (right := f"{weight}.right") in graph.tensors:
         x, weight = graph.add("Gemm", x, _weight(graph, right), transB=1)[0], f"{weight}.left"
-    return graph.add("Gemm", x, _weight(graph, weight), bias, transB=1)[0]
+    return graph.add("Gemm", x, _weight(graph, weight), *bias, transB=1)[0]
 
 # %% ../../nbs/engine/export.ipynb #baebce8e
 def _lrn(graph: _Graph, name: str, layer: LocalResponseNorm, x: str) -> str:
@@ -150,7 +166,9 @@ def _name_layers(graph: _Graph, classifier: Classifier) -> list[str]:
 # %% ../../nbs/engine/export.ipynb #b500bcca
 _PICTURE = ("RGB, float32 (N, 3, size, size), values 0 to 255, rows from top to bottom. Turn the picture as "
             "its EXIF says. If the recipe has a `first_to` and both sides are longer, resize it to that "
-            "square first; then to size x size. Both by a bilinear filter that averages where it shrinks.")
+            "square first; then to size x size. If it has a `short_side`, give the shorter side that length "
+            "instead, and cut size x size out of the middle. Always by a bilinear filter that averages where "
+            "it shrinks.")
 
 
 def _card(classifier: Classifier) -> dict:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from filelock import Timeout
 
-from ..base.errors import InputError, RunError
+from ..base.errors import InputError, RunError, choose_another
 from .locks import lock_for
 
 # %% ../../nbs/engine/files.ipynb #a69e4327
@@ -39,9 +39,9 @@ def replacing(path: Path,
         os.replace(part, path)
     except (OSError, RuntimeError) as e:
         number = _cause(e, path.parent)
-        reason = os.strerror(number) if number else str(e).splitlines()[0]
+        reason = os.strerror(number) if number else (str(e).splitlines() or [type(e).__name__])[0]
         kind = Away if number in _CUT_OFF else RunError
-        cure = f"free some space or choose another {setting}"
+        cure = choose_another(setting, number)
         raise kind(f"{path}: could not be written ({reason}); {cure}") from None
     finally:
         with suppress(OSError): part.unlink(missing_ok=True)
@@ -161,7 +161,8 @@ class CheckpointFolder:
         try:
             _look(self)
             for path in self.spare.glob("alexnet_*.pkl") if self.away else ():
-                copy_checkpoint(path, self.folder / path.name)
+                if _saved_at(path) >= _saved_at(self.folder / path.name):  # else an earlier run left it
+                    copy_checkpoint(path, self.folder / path.name)
             write(self.folder)
         except Away as e:
             if file_system(self.spare) == self.home: raise  # away too
@@ -174,6 +175,12 @@ class CheckpointFolder:
             if self.away: _leave_spare(self)
 
 # %% ../../nbs/engine/files.ipynb #50d2b003
+def _saved_at(path: Path) -> float:
+    "When a file was written; 0 where there is none."
+    try: return path.stat().st_mtime
+    except OSError: return 0.0
+
+
 def _look(place: CheckpointFolder) -> None:
     "Raises `Away` if the folder is not on the file system where this run left it."
     if (number := file_system(place.folder)) == place.home: return

@@ -32,7 +32,7 @@ def _log_row(line: bytes) -> dict | None:
     return row if whole and all(type(v) in (int, float) and abs(v) < 2**53 for v in row.values()) else None
 
 
-def _cut_back(path: Path, step: int, epochs: float) -> list[dict]:
+def _cut_back(path: Path, step: float, epochs: float) -> list[dict]:
     "Keep the whole lines of a JSONL log that tell of nothing after `step` or so many epochs; what they say."
     rows = map(_log_row, path.read_bytes().splitlines() if path.is_file() else [])
     kept = [row for row in rows if row and row["step"] <= step and row["epoch"] <= epochs]
@@ -48,12 +48,13 @@ def _wait_for_a_new_second(folder: Path) -> None:
     while str(int(time.time())) in seconds and time.monotonic() < until: time.sleep(0.02)
 
 
-def _boards(folder: Path, step: int, validated: int) -> dict:
+def _boards(folder: Path, step: float, validated: int) -> dict:
     "TensorBoard writers for `train` and `val`; if a run goes on, older events of later steps count no more."
     from torch.utils.tensorboard import SummaryWriter  # takes a second, which only training needs
     _wait_for_a_new_second(folder)
     last = {"train": step, "val": validated}
-    return {part: SummaryWriter(folder / part, purge_step=last[part] + 1 if step else None) for part in last}
+    old = 0 < step < math.inf
+    return {part: SummaryWriter(folder / part, purge_step=last[part] + 1 if old else None) for part in last}
 
 # %% ../../nbs/engine/logs.ipynb #fd8ab006
 class _LogFiles:
@@ -64,7 +65,7 @@ class _LogFiles:
         self.folder, self.at_end = folder, ExitStack()
         self._open(step, epochs)
 
-    def _open(self, step: int, epochs: float = math.inf) -> None:
+    def _open(self, step: float, epochs: float = math.inf) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = {kind: self.folder / f"{kind}.jsonl" for kind in ("steps", "epochs")}
         _cut_back(paths["steps"], step, math.inf)
@@ -87,10 +88,9 @@ class Log(_LogFiles):
             act()
         except FileNotFoundError:
             if steps.exists(): raise  # another file is missing
-            print(f"{self.folder}: was taken away while the run went on; its logs begin anew",
-                  file=sys.stderr)
+            print(f"{steps}: was taken away while the run went on; a new one begins", file=sys.stderr)
             self._close()
-            self._open(0)
+            self._open(math.inf)  # what is still there stays
             act()
 
     def write(self, kind: str, **values) -> None:

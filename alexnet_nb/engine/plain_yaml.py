@@ -21,7 +21,7 @@ class Unclear(yaml.MarkedYAMLError):
 
 
 class PlainLoader(yaml.SafeLoader):
-    "The safe reader, which takes numbers in plain digits only, no dates, and no folder that is nothing."
+    "The safe reader, without numbers that YAML 1.1 reads as others, dates, and folders that are nothing."
     def construct_mapping(self, node, deep=False):
         for key, value in node.value:
             if not (isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)): continue
@@ -32,7 +32,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def _as_it_looks(kind: str, loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
-    "A number in plain digits. Raises for what YAML 1.1 takes for another number, or for a date."
+    "A number. Raises for what YAML 1.1 takes for another one than it seems, or for a date."
     if kind == "timestamp" or re.search(r"^[-+]?0\d|[_:]", node.value):
         raise Unclear(problem=f"YAML makes a date, or another number, of {brief(node.value)}; put a text in "
                       "quotes, and write a number in plain digits", problem_mark=node.start_mark)
@@ -62,8 +62,9 @@ BACKSLASH = r"in double quotes a \ begins a sign of its own: write the path in s
 
 def cure_of(error: yaml.YAMLError, text: str) -> str:
     "What to do about an error, to be put behind it; nothing if its own words must do."
-    quoted = "quoted scalar" in str(getattr(error, "context", ""))
-    return f"; {BACKSLASH}" if quoted and "\\" in text else ""
+    if "quoted scalar" not in str(getattr(error, "context", "")): return ""
+    from_there = text[error.context_mark.index:]
+    return f"; {BACKSLASH}" if from_there.startswith('"') and "\\" in from_there else ""
 
 # %% ../../nbs/engine/plain_yaml.ipynb #caf5771c
 def read_utf8(path: Path, most: int # letters

@@ -45,11 +45,11 @@ class _Prediction:
     error: str | None = None
 
     @property
-    def unsure(self) -> bool: return max(self.probabilities) < UNSURE_BELOW
+    def unsure(self) -> bool: return max(self.probabilities, default=1) < UNSURE_BELOW
 
     def ranked(self, classes: tuple[str, ...]) -> list[tuple[str, float]]:
         "Classes and probabilities, most probable first; equals stay in the classes' order."
-        return sorted(zip(classes, self.probabilities, strict=True), key=lambda pair: -pair[1])
+        return sorted(zip(classes, self.probabilities, strict=not self.error), key=lambda pair: -pair[1])
 
 # %% ../../nbs/engine/predict_command.ipynb #f11e387b
 def _folder_images(folder: str | Path) -> list[Path]:

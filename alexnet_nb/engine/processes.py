@@ -220,7 +220,7 @@ def launch(size: int,
         for s, handler in before.items(): signal.signal(s, handler)
     if code >= 0: return code
     name = signal.Signals(-code).name
-    print(f"a process of this run was ended by {name}; go on with --resume", file=sys.stderr)
+    print(f"a process of this run was ended by {name}; if it had saved, go on with --resume", file=sys.stderr)
     return 1
 
 # %% ../../nbs/engine/processes.ipynb #20a58a99

@@ -199,7 +199,7 @@ class _StepRecorder:
     def save(self, accuracy: float = -1.0) -> None:
         self.log.flush()  # first: the checkpoint counts what is in the logs as done
         save_last(self.run, accuracy)
-        self.saved = time.monotonic()
+        self.saved, self.began = time.monotonic(), time.perf_counter()  # saving is no training
 
 # %% ../../nbs/engine/run.ipynb #d2570a77
 class _Recorder(_StepRecorder):
@@ -220,7 +220,7 @@ class _Recorder(_StepRecorder):
         run, progress = self.run, self.run.progress
         _note_epoch(run, self.log, epoch, self.judged)
         new_rate = run.optimizer.param_groups[0]["lr"]
-        if run.options.paper_velocity and new_rate != self.rate:
+        if run.options.paper_velocity and new_rate not in (self.rate, 0):  # at 0 nothing moves
             rescale_velocity(run.optimizer, self.rate, new_rate)
         progress.loss_sum, progress.right, progress.seen = 0.0, 0, 0
         self.save(self.judged.accuracy)
@@ -430,7 +430,8 @@ def train_to_the_end(options: Options, make: Callable[[], Run], minutes: float =
             log.flush()
             save_last(run)
             last = run.checkpoints.now / "alexnet_last.pkl"
-            print(f"stopped ({stop}) after {run.progress.step} steps; go on with --resume {quoted(last)}")
+            steps = f"{run.progress.step} step{'s' * (run.progress.step != 1)}"
+            print(f"stopped ({stop}) after {steps}; go on with --resume {quoted(last)}")
             summary = _summarise(run, None, time.monotonic() - began) if group.leader() else {}
             if summary: files.save_json(options.output_dir / "results.json", summary, "paths.output_dir")
             return Result(run, False, stop.code, summary)

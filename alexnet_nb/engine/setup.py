@@ -75,7 +75,10 @@ def _load_data(cfg: Config) -> tuple[Images, Images]:
                          "make them agree")
     if not _is_split(cfg) and d.val_images >= len(train):  # else it is told when all of them have been read
         raise InputError(f"data.val_images is {d.val_images}, but there are {len(train)} training images; "
-                         "hold out some, not all")
+                         f"hold out fewer than {len(train)}")
+    if isinstance(train.items, list) and not {*train.items}.isdisjoint(test.items):
+        raise InputError(f"{train.items[0]}: is among the training and the test pictures; "
+                         "set paths.train_img_dir to another folder")
     return train, test
 
 # %% ../../nbs/engine/setup.ipynb #66747576
@@ -225,6 +228,9 @@ def starting_point(source: str, given: dict) -> tuple[Config, _Beginning]:
         if (value := getattr(asked.model, key)) != known[key]:
             raise InputError(f"model.{key} is {value!r}, but {source} has {known[key]!r}; leave it out")
     kept = {key: getattr(asked.model, key) for key in {*wanted, "num_classes"}}
+    if "recipe" not in data and (own := {"colour", "unit_variance"} & data.keys()):
+        raise InputError(f"data.{min(own)} is given, but {source} brings its own recipe; leave it out, "
+                         "or give data.recipe as well")
     switches = {key: getattr(asked.data, key) for key in ("flip", "crop") if key in data}
     recipe = None if "recipe" in data else replace(found.recipe, **switches)
     return (make_config(merge(given, {"model": known | kept})),

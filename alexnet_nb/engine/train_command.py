@@ -49,6 +49,13 @@ def _to_resume(args: argparse.Namespace, checkpoint_dir: Path) -> str | Path | N
     restarted = world and world.restarts and last.exists() and held.get("launch") == launch_name()
     return last if restarted and last.stat().st_mtime >= held["since"] else args.resume
 
+
+def _resumed(args: argparse.Namespace, path: str | Path, given: dict) -> tuple:
+    "The config to go on with, and the checkpoint to go on from."
+    checkpoint = read_checkpoint(path)
+    if args.other_data: checkpoint["data"] = {"mixed": "yes"}
+    return resume_config(checkpoint, given), checkpoint
+
 # %% ../../nbs/engine/train_command.ipynb #16535428
 def _check_start(args: argparse.Namespace) -> None:
     "Raise `InputError` if a run is told to begin with a network and to go on."
@@ -60,13 +67,13 @@ def _train(args: argparse.Namespace) -> int:
     "The work of `alexnet_train` in one process, alone or of several; the exit code."
     given = given_values(args.config, args.set)
     cfg, checkpoint, begin = load_config(args.config, args.set), None, None
-    if path := _to_resume(args, options_of(cfg).checkpoint_dir):
-        checkpoint = read_checkpoint(path)
-        if args.other_data: checkpoint["data"] = {"mixed": "yes"}
-        cfg = resume_config(checkpoint, given)
+    if path := args.resume: cfg, checkpoint = _resumed(args, path, given)
+    if (path := _to_resume(args, options_of(cfg).checkpoint_dir)) and path != args.resume:
+        cfg, checkpoint = _resumed(args, path, given)
+    if checkpoint:
         done, epochs = checkpoint.get("epoch", 0), options_of(cfg).epochs
         if done >= epochs and checkpoint.get("progress", {}).get("finished", True):
-            print(f"{path}: already finished, {done} of {epochs} epochs; nothing to do")
+            print(f"{path}: already finished; {done} epochs done, {epochs} asked for, nothing to do")
             return 0
     elif args.start_from: cfg, begin = starting_point(args.start_from, given)
     if args.results:

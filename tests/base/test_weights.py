@@ -273,3 +273,18 @@ def test_a_class_that_stands_twice(tmp_path):
     tensors, card = small_parts()
     write_weights(file := tmp_path / "twice.safetensors", tensors, card | dict(classes=[*CLASSES, "cat"]))
     assert "does not fit" in refused(load_pretrained, file)
+
+
+def test_weights_as_a_network_holds_them_can_be_written(tmp_path):
+    "Those that learn; and bfloat16, of which a file holds float32."
+    of_all = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.full((2,), 0.5, dtype=torch.bfloat16)}
+    write_weights(tmp_path / "a.safetensors", of_all, {})
+    state, _ = read_weights(tmp_path / "a.safetensors")
+    assert {name: (w.dtype, w[0].item()) for name, w in state.items()} == {
+        "a": (torch.float32, 1.0), "b": (torch.float32, 0.5)}
+
+
+def test_a_network_of_many_classes_is_not_too_large(tmp_path):
+    "Full width with 5,000 classes has 79 million weights, 315 MB."
+    write_weights(tmp_path / "a.safetensors", {"w": torch.zeros(79_000_000)}, {})
+    assert len(read_weights(tmp_path / "a.safetensors")[0]["w"]) == 79_000_000

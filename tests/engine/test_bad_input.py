@@ -105,8 +105,7 @@ CONFIGS = {
     "a number for a switch": ("device:\n  use_cuda: 1\n",
                               "{path}: device.use_cuda is 1; input should be a valid boolean"),
     "a section that is a number": ("training: 5\n",
-                                   "{path}: training is 5; input should be a valid dictionary or instance "
-                                   "of TrainingConfig"),
+                                   "{path}: training is 5; it must be a section, with keys below it"),
     "below its range": ("training:\n  learning_rate: 0\n",
                         "{path}: training.learning_rate is 0; input should be greater than 0"),
     "above its range": ("training:\n  momentum: 1.0\n",
@@ -227,7 +226,7 @@ def test_number_of_classes_against_the_folders(tmp_path, refused):
 def test_nothing_left_to_train_on(tmp_path, refused):
     root = class_folders(tmp_path / "root", train=1, test=1)
     refused(train.main, [*with_folders(root), "--set", "data.val_images=10"],
-            "data.val_images is 10, but there are 10 training images; hold out some, not all")
+            "data.val_images is 10, but there are 10 training images; hold out fewer than 10")
     refused(train.main, tiny(tmp_path, training__batch_size=64, data__drop_last=True),
             "training.batch_size is 64, but there are 48 training images and data.drop_last is on")
 

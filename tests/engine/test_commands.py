@@ -79,7 +79,7 @@ def test_minutes_stop_the_run_saved(tmp_path, capsys, no_panels):
     assert train.main([*tiny(tmp_path), "--minutes", "1e-9"]) == 0
     path = tmp_path / "models" / "alexnet_last.pkl"
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"stopped (time is up) after 1 steps; go on with --resume {path}"
+    assert last == f"stopped (time is up) after 1 step; go on with --resume {path}"
     assert load(path)["total_steps"] == 1
 
 

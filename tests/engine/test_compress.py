@@ -151,3 +151,20 @@ def test_what_was_measured_holds_together():
             values = found["spectra"][name][layer]
             assert values == sorted(values, reverse=True) and len(values) == len(found["spectra"]["numbers"])
     assert [row["rank"] for row in found["ranks"]["rows"]] == [4, 8, 16, 32, 64]
+
+
+def test_whoever_draws_numbers_gets_their_own():
+    "The method's random directions are drawn from a generator of its own."
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        low_rank(torch.randn(20, 20), 2)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] != drawn[1]
+
+
+def test_logits_of_leaves_the_mode_as_it_was():
+    head = AlexNet(width=0.02).classifier
+    features = torch.randn(3, head[1].in_features)
+    assert torch.equal(logits_of(head, features), logits_of(head, features)) and head.training
+    assert all(layer.training for layer in head)

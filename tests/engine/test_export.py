@@ -335,3 +335,29 @@ def test_a_network_in_16_bits_is_written_in_32(onnx):
     model = onnx.load_from_string(to_onnx(classifier))
     assert {tensor.data_type for tensor in model.graph.initializer} <= {onnx.TensorProto.FLOAT,
                                                                        onnx.TensorProto.INT64}
+
+
+@pytest.mark.parametrize("layer, says", [
+    (dict(padding=2), None), (dict(padding=2, bias=False), None),
+    (dict(padding=2, padding_mode="reflect"), "features.4: padding_mode 'reflect'"),
+    (dict(padding="same"), "features.4: give its padding as a number"),
+    (dict(padding=4, dilation=2), "features.4: dilation (2, 2)")], ids=str)
+def test_a_convolution_of_ones_own_says_the_same_or_is_refused(layer, says, run):
+    "None may become another one in the graph without a word."
+    classifier = small()
+    old = classifier.model.features[4]
+    classifier.model.features[4] = torch.nn.Conv2d(old.in_channels, old.out_channels, 5, **layer)
+    if says:
+        with pytest.raises(InputError) as e: to_onnx(classifier)
+        assert str(e.value).startswith(says)
+    else:
+        pixels = noise(227)
+        assert apart(answers(classifier, pixels), run(to_onnx(classifier), pixels)[0]) < 1e-5
+
+
+def test_a_pooling_of_ones_own_says_the_same_or_is_refused(run):
+    classifier, pixels = small(), noise(227)
+    classifier.model.features[3] = torch.nn.MaxPool2d((3, 3), (2, 2))
+    assert apart(answers(classifier, pixels), run(to_onnx(classifier), pixels)[0]) < 1e-5
+    classifier.model.features[3] = torch.nn.MaxPool2d(3, 2, padding=1)
+    with pytest.raises(InputError, match="features.3: padding 1 has no place"): to_onnx(classifier)

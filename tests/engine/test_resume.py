@@ -111,8 +111,8 @@ def test_stopped_by_a_signal(name, code, where, steps, tmp_path, monkeypatch, st
         assert train.main(tiny(tmp_path, **LONG)) == code
     path = tmp_path / "models" / "alexnet_last.pkl"
     out, err = capsys.readouterr()
-    assert (out.splitlines()[-1] == f"stopped ({name}) after {steps} steps; go on with --resume {path}"
-            and "Traceback" not in err)
+    assert (out.splitlines()[-1] == f"stopped ({name}) after {steps} step{'s' * (steps > 1)}; go on with "
+            f"--resume {path}" and "Traceback" not in err)
     assert load(path)["total_steps"] == steps and len(lines(tmp_path)) == steps
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert go_on(tmp_path) == 0
@@ -223,7 +223,8 @@ def test_killed(point, step, killed, straight, no_panels, capsys):
     check_equal(out, straight)
     before = snapshot(out)
     assert go_on(out) == 0
-    assert "already finished, 4 of 4 epochs" in capsys.readouterr().out and snapshot(out) == before
+    assert "already finished; 4 epochs done, 4 asked for" in capsys.readouterr().out
+    assert snapshot(out) == before
 
 
 @needs_kill
@@ -243,7 +244,8 @@ def test_half_written_checkpoints_are_cleared_away(tmp_path, no_panels):
 def test_finished_run_says_so_and_changes_nothing(which, trained, capsys):
     before, path = snapshot(trained), trained / "models" / f"alexnet_{which}.pkl"
     assert train.main(["--resume", str(path), *tiny(trained)]) == 0
-    assert capsys.readouterr() == (f"{path}: already finished, 2 of 2 epochs; nothing to do\n", "")
+    said = f"{path}: already finished; 2 epochs done, 2 asked for, nothing to do\n"
+    assert capsys.readouterr() == (said, "")
     assert train.main(["--resume", str(path)]) == 0  # its own config says so too
     assert snapshot(trained) == before
 

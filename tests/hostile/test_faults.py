@@ -184,7 +184,7 @@ def test_folder_taken_away_while_running(tmp_path, monkeypatch, capsys, no_panel
     hook_steps(monkeypatch, remove_at_step_8)
     assert train.main(tiny(out, **LONG)) == 0
     said = capsys.readouterr()
-    assert said.err.count("was taken away while the run went on; its logs begin anew") == 1
+    assert said.err.count("steps.jsonl: was taken away while the run went on; a new one begins") == 1
     assert (read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS
             and (out / "curves.png").exists())
     assert ([row["step"] for row in lines(out)] == list(range(9, 4 * STEPS + 1))
@@ -208,7 +208,8 @@ def test_folder_taken_away_with_events_on_their_way(tmp_path, monkeypatch, capsy
     done = []
     monkeypatch.setattr(engine_logs.Log, method, remove)
     assert train.main(tiny(out, **LONG)) == 0 and done
-    assert capsys.readouterr().err.count("was taken away while the run went on; its logs begin anew") == 1
+    said = capsys.readouterr().err
+    assert said.count("steps.jsonl: was taken away while the run went on; a new one begins") == 1
     assert (read_checkpoint(out / "models" / "alexnet_final.pkl")["total_steps"] == 4 * STEPS
             and json.loads((out / "results.json").read_text())["finished"])
 
@@ -324,7 +325,7 @@ def test_a_final_checkpoint_elsewhere_is_named(tmp_path, monkeypatch, capsys, nu
 
 
 def test_a_disk_that_takes_the_spare_folder_with_it(tmp_path, monkeypatch, capsys, no_panels):
-    "Nowhere to go: one line, exit 1."
+    "Nowhere to go: one line, exit 1. More space would not help."
     out, gone = tmp_path / "out", []
     monkeypatch.setattr(engine_files, "file_system", lambda folder: 0)
     def fsync(number):
@@ -332,7 +333,55 @@ def test_a_disk_that_takes_the_spare_folder_with_it(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(os, "fsync", fsync)
     cut_off(monkeypatch, out, lambda: gone.append(1), lambda: None)
     assert train.main(tiny(out, **LONG)) == 1
-    assert capsys.readouterr().err.strip().endswith("free some space or choose another paths.checkpoint_dir")
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("choose another paths.checkpoint_dir") and "space" not in said
+
+
+def test_an_old_file_elsewhere_does_not_replace_a_newer_one(tmp_path):
+    "A run that was killed while its disk was away left it; it is resumed, and the disk goes away once more."
+    place = engine_files.CheckpointFolder(tmp_path / "drive", tmp_path / "spare")
+    for folder in (place.folder, place.spare): folder.mkdir()
+    def write(epoch, names="alexnet_last.pkl alexnet_best.pkl"):
+        return lambda folder: [(folder / name).write_text(epoch) for name in names.split()]
+    write("5")(place.spare)
+    for path in place.spare.iterdir(): os.utime(path, (1, 1))
+    place.save(write("8"))
+    place.away = True
+    write("9", "alexnet_last.pkl")(place.spare)
+    later = time.time() + 1
+    os.utime(place.spare / "alexnet_last.pkl", (later, later))
+    place.save(lambda folder: None)
+    assert [(place.folder / f"alexnet_{which}.pkl").read_text() for which in ("last", "best")] == ["9", "8"]
+    assert not place.away and not place.spare.exists()
+
+
+def test_one_log_that_was_taken_away_leaves_the_other(tmp_path, capsys):
+    log = engine_logs.Log(tmp_path / "run", 0)
+    for kind in ("steps", "epochs"): log.write(kind, step=6, epoch=1)
+    (tmp_path / "run" / "steps.jsonl").unlink()
+    log.write("steps", step=7, epoch=1)
+    log.close()
+    assert [[row["step"] for row in engine_logs.read_log(tmp_path / "run", kind)]
+            for kind in ("steps", "epochs")] == [[7], [6]]
+    assert "steps.jsonl: was taken away" in capsys.readouterr().err
+
+
+def test_an_error_without_words_is_named_by_its_kind(tmp_path):
+    with pytest.raises(base_errors.RunError, match="RuntimeError"), engine_files.replacing(tmp_path / "a"):
+        raise RuntimeError
+
+
+def test_the_papers_velocity_under_a_schedule_that_ends_at_nothing(tmp_path, no_panels):
+    "The cosine's last rate is 0: nothing moves any more, and nothing is divided by it."
+    assert train.main(tiny(tmp_path, **LONG, training__schedule="cosine")) == 0
+    assert load(tmp_path / "models" / "alexnet_final.pkl")["epoch"] == LONG["training__num_epochs"]
+
+
+def test_the_time_of_saving_is_not_that_of_training(tmp_path, monkeypatch, no_panels):
+    save = engine_run.save_last
+    monkeypatch.setattr(engine_run, "save_last", lambda *args: time.sleep(0.5) or save(*args))
+    assert train.main(tiny(tmp_path, training__num_epochs=1, training__checkpoint_minutes=1e-9)) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["training_seconds"] < 0.5 * STEPS
 
 
 MOUNT = """

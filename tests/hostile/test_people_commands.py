@@ -111,6 +111,8 @@ SAID = {
     "data": ('data:\n  data_dir: "D:\\data"\n', ":2: not valid YAML", "single quotes, or with /"),
     "Users": ('paths:\n  output_dir: "C:\\Users\\ada"\n', ":2: not valid YAML", "single quotes, or with /"),
     "the end": ('paths:\n  output_dir: "D:\\"\n', "not valid YAML", "single quotes, or with /"),
+    "no section": ("training: 3\n", "training is 3; it must be a section, with keys below it"),
+    "none": ("data:\n  train_images: none\n", "data.train_images is 'none'", "nothing is written as null"),
     "unset": ("paths:\n  output_dir: $NOT_SET_HERE/out\n", "the variable $NOT_SET_HERE is not set"),
     "unset in braces": ("paths:\n  output_dir: a/${NOT_SET_HERE}\n", "${NOT_SET_HERE} is not set"),
     "nobody": ("data:\n  data_dir: ~nobody_of_this_name/x\n", "no user 'nobody_of_this_name'"),
@@ -125,9 +127,21 @@ def test_config(text, words, told):
 
 @pytest.mark.parametrize("pair", ["training.seed=", "training.seed= ", "data.data_dir=~", "training.seed=010",
                                   "training.checkpoint_minutes=10:30", "paths.output_dir=''",
-                                  "data.data_dir=$NOT_SET_HERE/x", 'data.data_dir="D:\\new"'])
+                                  "data.data_dir=$NOT_SET_HERE/x", 'data.data_dir="D:\\new"',
+                                  "data.data_dir=#photos", "data.data_dir=Trip #2"])
 def test_set(pair, told):
     told(train.main, ["--set", pair], f"--set{' ' * ('=~' in pair)}", pair.partition("=")[0])
+
+
+def test_an_address_is_no_file(told):
+    told(inference.main, ["--image", "http://example.org/cat.jpg"],
+         "http://example.org/cat.jpg: is an address; save what is there first")
+
+
+def test_a_backslash_elsewhere_is_not_to_blame():
+    Path("my.yaml").write_text("# put \\\\ here\ndata: {data_dir: 'never closed")
+    with pytest.raises(InputError, match="not valid YAML") as e: load_config("my.yaml")
+    assert "backslash" not in str(e.value) and "double quotes" not in str(e.value)
 
 
 def test_what_is_meant_is_read():
@@ -369,7 +383,7 @@ def test_too_many_for_validation_is_told_before_a_picture_is_read(tmp_path, monk
     root = class_folders(tmp_path / "root", train=1, test=1)
     monkeypatch.setattr(base_pictures, "open_rgb", lambda *args: pytest.fail("a picture was read"))
     argv = tiny(tmp_path / "out", data__dataset="CIFAR10", data__data_dir=str(root), data__val_images=5000)
-    told(train.main, argv, "data.val_images is 5000, but there are 10 training images; hold out some")
+    told(train.main, argv, "data.val_images is 5000, but there are 10 training images; hold out fewer")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on this system")

@@ -167,6 +167,21 @@ def test_started_again_by_torchrun(there, monkeypatch, tmp_path):
         assert train_command._to_resume(args, there / "models") == expected
 
 
+def test_a_resumed_run_started_again_by_torchrun(tmp_path, monkeypatch, capsys):
+    "Its folder is the checkpoint's; what it has saved there since is found, though no option names it."
+    from alexnet_nb.engine import train_command
+    stopped(tiny(tmp_path / "run"))
+    old = shutil.copy(last := tmp_path / "run" / "models" / "alexnet_last.pkl", tmp_path / "old.pkl")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 7")
+    assert train.main(["--resume", str(old), "--minutes", "1e-9"]) == 0
+    assert load(old)["total_steps"] == 1 and load(last)["total_steps"] == 2
+    monkeypatch.setattr(train_command, "find_world", lambda: type("World", (), {"restarts": 1, "size": 1}))
+    args, made = train_command._parser().parse_args(["--resume", str(old)]), []
+    monkeypatch.setattr(train_command, "fit", lambda cfg, checkpoint, *more, **options: made.append(
+        checkpoint["total_steps"]) or type("Result", (), {"exit_code": 0, "summary": {}}))
+    assert train_command._train(args) == 0 and made == [2]
+
+
 # ---------------------------------------------------------------- 3: other pictures than before
 
 def add(root): picture(root / "train/cat/9.png")
@@ -315,6 +330,12 @@ def test_a_class_of_heic_alone(tmp_path):
     root = tree(tmp_path, cat=1, dog=1)
     (root / "cat" / "0.png").rename(root / "cat" / "0.HEIC")
     refused(read_folder, root, words=[str(root / "cat"), "no image but 1 .heic", "save them as JPEG"])
+
+
+def test_the_test_is_never_what_was_learnt(tmp_path, capsys):
+    root = tree(tmp_path / "data", train__cat=5, train__dog=5, test__cat=3, test__dog=3)
+    code, _, err = ends(own(tmp_path / "out", root, paths__train_img_dir="test"), capsys)
+    assert code == 2 and "is among the training and the test pictures; set paths.train_img_dir" in err
 
 
 def test_sub_folders_as_torchvision_reads_them(tmp_path):

@@ -111,3 +111,11 @@ def test_the_lines_of_the_readme_name_a_cat(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     exec(code, {})
     assert capsys.readouterr().out == "cat\n"
+
+
+def test_probabilities_can_teach_another_network():
+    classifier = Classifier(AlexNet(width=0.02).eval(), Recipe(227), tuple("abcdefghij"), torch.device("cpu"))
+    says = probabilities(classifier, torch.randn(2, 3, 227, 227))
+    student = torch.nn.Linear(3, 10)
+    torch.nn.functional.cross_entropy(student(torch.randn(2, 3)), says).backward()
+    assert student.weight.grad is not None and not says.requires_grad

@@ -12,6 +12,7 @@ from alexnet_nb.inspection import (
     LayerStatistics,
     Patch,
     Peaks,
+    _covered,
     _majority,
     agreement,
     collect_activations,
@@ -307,3 +308,22 @@ def test_indices_are_sampled_from_what_is_chosen():
     assert few != sample_indices(chosen, 6, seed=4)
     assert sorted(sample_indices(chosen, 99)) == list(range(1, 40, 4))
     assert sample_indices(torch.zeros(3, dtype=torch.bool), 2) == []
+
+
+def test_nearest_tells_apart_what_is_nearly_the_same():
+    "Far from zero and close together, as pictures of one thing are; each is the nearest to itself."
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.randn(1, 4096, generator=generator) + 1e-4 * torch.randn(200, 4096, generator=generator)
+    close, distance = nearest(bank, bank, 1)
+    assert close[:, 0].tolist() == [*range(200)] and not distance.any()
+
+
+@pytest.mark.parametrize("square", [1, 2, 3, 20, 21])
+def test_an_odd_square_is_as_large_as_asked(square):
+    pictures = list(_covered(torch.ones(3, 227, 227), square, 60))
+    assert len(pictures) == 16 and all(int((p[0] == 0).sum()) == square**2 for p in pictures)
+
+
+def test_a_layer_that_was_left_out_has_no_field():
+    with pytest.raises(ValueError, match="no layer 'conv4'"):
+        receptive_field(AlexNet(width=0.02, without=["conv4"]), "conv4")

@@ -404,3 +404,13 @@ def test_the_velocity_is_carried_over_a_drop():
     rescale_velocity(optimizer, 0.1, 0.01)
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full((3,), -0.1 - 0.09))
+
+
+def test_a_scheduler_alone_brings_its_optimizer():
+    "Else its rates would steer another one, and whatever it was made with would be lost without a word."
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    train(model, [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], epochs=1,
+          scheduler=make_scheduler(optimizer, "step"))
+    assert len(optimizer.state) == 2, "Adam has taken no step"

@@ -109,3 +109,11 @@ def test_what_was_measured():
             assert mean["trained fc6"] > max(mean["random fc6"], mean["pixels"], mean["trained fc8"])
             taught, anew = (one["accuracy"][way][size] for way in ("trained fc6", "from scratch"))
             assert all(a > b for a, b in zip(taught, anew, strict=True)), "with every seed"
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_network_in_training_mode_has_the_same_features(place):
+    known, images = narrow(dropout_place=place), two_classes(4)
+    still = fc6_features(known, images)
+    known.model.train()
+    assert torch.equal(fc6_features(known, images), still) and known.model.training
