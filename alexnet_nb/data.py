@@ -37,7 +37,7 @@ stack_pixels = pictures.stack_pixels
 class Augmentation:
     "The chances of one image in one epoch."
     flip: bool
-    top: float                             # 0 to 1: from the first place that a crop can have to the last
+    top: float                             # 0 up to, not with, 1: from the first place of a crop to the last
     left: float
     colour: tuple[float, float, float]     # standard normal, one per principal colour
 
@@ -178,7 +178,7 @@ def paper_recipe(size: int, mean: torch.Tensor, covariance: torch.Tensor,
     values, vectors = principal_colours(covariance)
     colour = strength * vectors * values.clamp(min=0).sqrt()
     std = tuple(covariance.diagonal().sqrt().tolist()) if unit_variance else (1 / 255,) * 3
-    return Recipe(size, tuple(mean.tolist()), std, 256, tuple(map(tuple, colour.tolist())) if strength
+    return Recipe(size, (*mean.tolist(),), std, 256, tuple(map(tuple, colour.tolist())) if strength
                   else None)
 
 # %% ../nbs/01_data.ipynb #45eb194e

@@ -10,7 +10,6 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .base.lrn_native import in_native, native_lrn
 from .base.lrn_rows import in_chunks
@@ -84,17 +83,17 @@ class _LRN(torch.autograd.Function):
         return run(x, None, *constants)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
-        return ctx.run(*ctx.saved_tensors, g, *ctx.constants), None, None, None, None, None
+        run = _run("whole") if torch.is_grad_enabled() else ctx.run  # a second derivative is asked for
+        return run(*ctx.saved_tensors, g, *ctx.constants), None, None, None, None, None
 
 # %% ../nbs/02_lrn.ipynb #40212682
 def _check(n, k, alpha_is, groups=1):
     "`ValueError` for constants that cannot be."
-    if n < 1 or n != int(n): raise ValueError(f"n is {n}; it must be a whole number of channels, at least 1")
-    if k <= 0: raise ValueError(f"k is {k}; it must be above 0, or silent channels divide by zero")
+    if not (isinstance(n, int) and n >= 1): raise ValueError(f"n is {n}; give a whole number, at least 1")
+    if not k > 0: raise ValueError(f"k is {k}; it must be above 0, or silent channels divide by zero")
     if alpha_is not in ("mean", "sum"): raise ValueError(f"alpha_is is {alpha_is!r}; must be 'mean' or 'sum'")
-    if groups < 1: raise ValueError(f"groups is {groups}; it must be at least 1")
+    if groups not in range(1, 2**16): raise ValueError(f"groups is {groups}; it must be at least 1")
 
 # %% ../nbs/02_lrn.ipynb #d3feb0ca
 def local_response_norm(x: Tensor,             # (N, C, ...), any float type

@@ -50,10 +50,9 @@ class Evaluation:
 class Diverged(RunError): "The loss or the outputs are no longer finite numbers: the rate was too high."
 
 def _judged(z: Tensor, y: Tensor, index: Tensor | None = None) -> Evaluation:
-    # what logits and labels come to, in the order of their index if there is one
     if not z.isfinite().all(): raise Diverged("the outputs are not finite numbers; lower the learning rate")
     i = torch.arange(len(y)) if index is None else index
-    z, y, i = (a[i.argsort(stable=True)] for a in (z, y, i))
+    z, y, i = (a[i.argsort(stable=True)] for a in (z, y.long(), i))
     return Evaluation(float(F.cross_entropy(z, y)), int(z.argmax(1).eq(y).sum()) / len(y), z.softmax(1), y, i)
 
 # %% ../nbs/04_train.ipynb #070ac311
@@ -65,8 +64,8 @@ def evaluate(model: nn.Module, batches: Iterable, # of (x, y) or (x, y, index)
     model.eval()
     try:
         for batch in batches:
-            with torch.inference_mode(), torch.autocast(device.type, precision, precision != torch.float32):
-                parts.append((model(batch[0].to(device, non_blocking=True)).float(), *batch[1:]))
+            with torch.no_grad(), torch.autocast(device.type, precision, precision != torch.float32):
+                parts.append((model(batch[0].to(device, non_blocking=True)).float(), *batch[1:3]))
             after_batch()
     finally: model.train(was_training)
     if not parts: raise ValueError("there is nothing to evaluate: the batches gave none")
@@ -89,7 +88,7 @@ def make_scheduler(optimizer: optim.Optimizer, schedule: str = "step", # or 'pla
     if schedule == "step": return StepLR(optimizer, step_size, gamma)
     if schedule != "plateau": raise ValueError(f"schedule {schedule!r} is not step/plateau/cosine/constant")
     if gamma >= 1: raise ValueError(f"lr_gamma is {gamma:g}; the plateau schedule needs one below 1")
-    lowest = optimizer.param_groups[0]["lr"] * gamma**3
+    lowest = [group["lr"] * gamma**3 for group in optimizer.param_groups]
     return ReduceLROnPlateau(optimizer, factor=gamma, patience=step_size, min_lr=lowest)
 
 # %% ../nbs/04_train.ipynb #542acd3c
@@ -120,7 +119,7 @@ def train_step(model: nn.Module, x: Tensor, y: Tensor, optimizer: optim.Optimize
     scaler.scale(value).backward()
     scaler.step(optimizer)
     scaler.update()
-    return value.detach(), (logits.detach().argmax(1) == y).sum()
+    return value.detach(), (logits.detach().argmax(1) == (y.argmax(1) if y.dim() > 1 else y)).sum()
 
 # %% ../nbs/04_train.ipynb #248bec9e
 @dataclass
@@ -144,7 +143,7 @@ class Step:
 # %% ../nbs/04_train.ipynb #e90c0001
 @dataclass(frozen=True)
 class Epoch:
-    "What came of one epoch; loss and accuracy are means over its training images, dropout on."
+    "What came of one epoch; loss and accuracy are means over its images (that were left), dropout on."
     number: int     # counted from 1
     loss: float
     accuracy: float # 0 to 1

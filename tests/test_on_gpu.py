@@ -298,3 +298,19 @@ def test_a_merge_changes_the_pages_that_show_it(tmp_path, places, monkeypatch):
         assert words not in before[key] and words in after[key], (key, before[key], after[key])
     assert sum("ot yet run" in text for text in before.values()) == 4
     assert not any("ot yet run" in text for text in after.values())
+
+
+def test_a_merge_never_replaces_what_it_cannot_read(tmp_path, places):
+    results, weights = places
+    brought = json.loads((ROOT / "nbs" / "results" / "lrn_13_to_11_full.json").read_text())
+    spoilt = "<<<<<<< ours\n" + json.dumps(brought)
+    (results / "lrn_13_to_11_full.json").write_text(spoilt)
+    folder = report(tmp_path, {"bench_cuda.json": dict(rows=[]), "lrn_13_to_11.json": brought})
+    before = sorted(results.iterdir())
+    with pytest.raises(ValueError, match="cannot be read"): merge(folder, results, weights)
+    assert (results / "lrn_13_to_11_full.json").read_text() == spoilt and sorted(results.iterdir()) == before
+
+
+def test_a_part_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="no part is called bnech"):
+        on_gpu.main(["--out", str(tmp_path), "--dry", "--only", "check", "bnech"])

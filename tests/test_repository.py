@@ -159,3 +159,8 @@ def test_the_site_check_follows_links_to_the_public_site(tmp_path):
     page.write_text(f'<h1>A</h1><a href="{public}/lrn.html#alpha">a</a><a href="{public}/kernels.html">b</a>')
     assert site.problems(tmp_path, public) == [f"02_lrn.html: no such place {public}/lrn.html#alpha",
                                                f"02_lrn.html: broken link {public}/kernels.html"]
+
+
+def test_the_citation_has_the_version():
+    version = re.search(r"(?m)^version = (\S+)", (ROOT / "settings.ini").read_text())[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -1,11 +1,11 @@
 """All that this project wants from a GPU, in order of worth, in so many minutes; and its way back.
 
     python tools/on_gpu.py --out DIR --data cifar10-jpeg.tar.xz --minutes 8   run it
-    python tools/on_gpu.py --out DIR --dry                                    all of it small, on a CPU
+    python tools/on_gpu.py --out DIR --dry                                    most kinds, small, on a CPU
     python tools/on_gpu.py --merge DIR                                        what came back, into nbs/results
 
-Every part is a process of its own. In the first minute one of each kind is tried for a few steps, and what
-is broken is printed; then they run in the order of PARTS, side by side where they do not fill the device,
+Every part is a process of its own. In the first minute each kind with a short form is tried, and what is
+broken is printed; then they run in the order of PARTS, side by side where they do not fill the device,
 till time is up. DIR gets three files, whole at any time: on_gpu.json (how each part ended, and the JSON that
 it wrote), log.txt and the compressed network. --data is a folder with CIFAR-10, or a tar archive of one.
 Where the machine lacks packages, --wheels names a folder that has them.
@@ -145,7 +145,7 @@ def _parts() -> list[Part]:
 
 PARTS = _parts()
 DRY = {"check", "cells", "bench", "cifar10_gpu", "compress_gpu", "ten_views_gpu", "lrn_13_to_11 13pct 0",
-       "relu_vs_tanh relu", "ablations base 0"}  # one of each kind
+       "relu_vs_tanh relu", "ablations base 0"}  # of most kinds one
 
 
 # --- running ---
@@ -194,7 +194,7 @@ class Session:
         _write(self.out / "on_gpu.json", report)
         logs = "\n".join(f"=== {path.stem}\n{path.read_text(errors='replace')[-4000:]}"
                          for path in sorted((self.work / "logs").glob("*.txt")))
-        (self.out / "log.txt").write_text(logs, encoding="utf-8")
+        _replace(self.out / "log.txt", logs)
 
 
 def _read(path: Path) -> dict | None:
@@ -203,10 +203,21 @@ def _read(path: Path) -> dict | None:
     except (OSError, ValueError): return None
 
 
-def _write(path: Path, value: dict) -> None:
+def _replace(path: Path, text: str) -> None:
+    "The former file is whole until the new one is."
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def _write(path: Path, value: dict) -> None: _replace(path, json.dumps(value))
+
+
+def _stored(path: Path) -> dict | None:
+    "A results file that is to be added to; None if there is none. Raises `ValueError` if it is not whole."
+    if not path.exists(): return None
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e: raise ValueError(f"{path}: cannot be read ({e}); mend it, or move it") from None
 
 
 def _stop(runs: list[Running], seconds: float) -> None:
@@ -380,14 +391,15 @@ def run_cells() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    "A session; 1 if a part failed."
+    "A session; 1 if a part failed, or none came to its end."
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     _find_wheels(args.wheels)
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = args.only or ([part.name for part in PARTS if part.name in DRY] if args.dry else
                            [part.name for part in PARTS])
     parts = [part for part in PARTS if part.name in wanted or part.kind in wanted]
-    if not parts: sys.exit(f"on_gpu: no part is called {', '.join(wanted)}")
+    known = {name for part in PARTS for name in (part.name, part.kind)}
+    if other := sorted({*wanted} - known): sys.exit(f"on_gpu: no part is called {', '.join(other)}")
     with tempfile.TemporaryDirectory(prefix="on_gpu_") as folder:
         pictures = Path(folder) / "pictures"
         data = _draw(pictures) if args.dry else _unpacked(args.data, pictures)
@@ -399,7 +411,7 @@ def run(args: argparse.Namespace) -> int:
     for name in failed: print(f"failed: {name}: {session.runs[name].said}")
     states = [one.state for one in session.runs.values()]
     print(f"{len(states)} parts: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    return 1 if failed else 0
+    return 1 if failed or not {"ok", "stopped"} & {*states} else 0
 
 
 # --- the way back ---
@@ -412,7 +424,7 @@ def join_trials(results: list[dict]) -> dict:
             raise ValueError(f"{first['experiment']}: two files differ in {key}")
     for trial in (trial for one in results for trial in one["trials"]):
         old = best.get(key := (trial["arm"], trial["seed"]))
-        if old is None or (trial["finished"], len(trial["epochs"])) > (old["finished"], len(old["epochs"])):
+        if old is None or (len(trial["epochs"]), trial["finished"]) > (len(old["epochs"]), old["finished"]):
             best[key] = trial
     order = [*first["arms"]]
     trials = sorted(best.values(), key=lambda trial: (trial["seed"], order.index(trial["arm"])))
@@ -433,14 +445,15 @@ def merge(folder: Path, results: Path = RESULTS, weights: Path = WEIGHTS) -> lis
         _write(results / name, value)
         written.append(results / name)
     groups: dict[str, list[dict]] = {}
-    for name, value in files.items():
-        if "trials" not in value: put(name, value)
-        else: groups.setdefault(f"{value['experiment']}_{value['scale']}.json", []).append(value)
-    for name, group in groups.items():
-        put(name, join_trials([*filter(None, [_read(results / name)]), *group]))
+    plain = {name: value for name, value in files.items() if "trials" not in value}
+    for value in (value for name, value in files.items() if name not in plain):
+        groups.setdefault(f"{value['experiment']}_{value['scale']}.json", []).append(value)
+    joined = {name: join_trials([*filter(None, [_stored(results / name)]), *group])
+              for name, group in groups.items()}
+    for name, value in (plain | joined).items(): put(name, value)
     told = ("date", "device", "minutes", "seconds", "versions", "tried", "parts")
     put("on_gpu.json", {key: report[key] for key in told})
-    new, old = files.get("compress_gpu.json"), _read(results / "compress.json")
+    new, old = files.get("compress_gpu.json"), _stored(results / "compress.json")
     network, packaged = folder / "cifar10.safetensors", weights / "cifar10.safetensors"
     if new and network.exists() and old and new["accuracy"] > old["accuracy"]:
         shutil.copy(network, packaged)

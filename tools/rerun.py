@@ -403,6 +403,7 @@ def main(argv: list[str] | None = None) -> int:
         if not pictures_at_hand(): raise SystemExit("--with-data: no pictures in alexnet_data_in")
         def shows(cell): return shows_pictures(cell) and runs(cell, flags)
         paths = [p for p in paths if any(map(shows, nbformat.read(p, 4).cells))]
+        if not paths: raise SystemExit("--with-data: none of these notebooks shows pictures")
     for report in rerun(paths, asked.write, flags, asked.jobs, asked.strict):
         print(report, flush=True)
         reports.append(report)

@@ -1,4 +1,4 @@
-"""Derive from settings.ini and nbs/index.ipynb all that repeats them: addresses everywhere, and README.md.
+"""Derive from settings.ini and nbs/index.ipynb what repeats them: addresses, CITATION's version, README.md.
 
     python tools/sync.py            write
     python tools/sync.py --check    write nothing, name what disagrees, exit 1 if anything does
@@ -16,7 +16,7 @@ from notebooks import ROOT, all_notebooks
 
 # Files that hold addresses; of the first, those that tools/notebooks.py lists.
 ADDRESSED = ["nbs/**/*.ipynb", "_quarto.yml", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md",
-             "CITATION.cff", ".github/workflows/*.y*ml"]
+             ".github/workflows/*.y*ml"]
 SVG_COLOURS = "<style>svg {color: #1f2328} @media (prefers-color-scheme: dark) {svg {color: #d1d7e0}}</style>"
 COLAB = r"colab\.research\.google\.com/github"
 BADGE = re.compile(rf"(colab-badge\.svg\)\]\(https://{COLAB}/[^/]+/[^/]+/blob/[^/]+/)[^)]*")
@@ -108,6 +108,9 @@ def main() -> int:
         if not check: path.write_bytes(new)
 
     for path in addressed(): put(path, badge(address(path.read_text(encoding="utf-8"), cfg), path).encode())
+    citation = ROOT / "CITATION.cff"
+    text = address(citation.read_text(encoding="utf-8"), cfg)
+    put(citation, re.sub(r"(?m)^version: .*$", f"version: {cfg['version']}", text).encode())
     text, images = readme()
     put(ROOT / "README.md", address(text, cfg).encode())
     for name, data in images.items(): put(ROOT / name, data)

@@ -168,7 +168,7 @@ def _background(label: int, rng) -> Image.Image:
     for _ in range(rng.integers(0, 3)):
         (x, y), r = rng.uniform(0, side, 2), rng.uniform(4, 20)
         canvas.ellipse([x - r, y - r, x + r, y + r],
-                       fill=tuple(map(int, _jitter(rng, (top + bottom) / 2, 40))))
+                       fill=(*map(int, _jitter(rng, (top + bottom) / 2, 40)),))
     return image.filter(ImageFilter.GaussianBlur(_S))
 
 # %% ../../nbs/base/drawings.ipynb #3cca4f28

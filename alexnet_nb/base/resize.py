@@ -60,8 +60,8 @@ def pass_order(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
     "Pillow's first pass: over the width (-1), but since version 13 sometimes the height (-2), if it shrinks."
     if new[0] >= old[0]: return -1, -2
     noise = np.random.default_rng(0).integers(0, 256, (1 + 2**14 // (old[0] * old[1]), *old), dtype=np.uint8)
-    asked = [np.asarray(Image.fromarray(picture).resize(new[::-1], Image.Resampling.BILINEAR))
-             for picture in noise]
+    asked = [np.asarray(Image.fromarray(one).resize(new[::-1], Image.Resampling.BILINEAR))
+             for one in noise]
     width_first = resize_side(resize_side(torch.from_numpy(noise).int(), -1, new[1]), -2, new[0])
     return (-1, -2) if (width_first.numpy() == np.stack(asked)).all() else (-2, -1)
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +29,7 @@ from torch.optim import SGD
 from ..base.cifar10 import read_cifar10
 from ..base.device import describe_device, pick_device
 from ..base.drawings import drawings
-from ..base.errors import InputError, brief
+from ..base.errors import InputError, RunError, brief
 from ..base.output import Bar as tqdm
 from ..base.pictures import Images, Pictures, stack_pixels
 from ..base.results import versions
@@ -37,7 +37,7 @@ from ..engine.arguments import Parser, expand, quoted
 from ..engine.checkpoint import group_state, read_checkpoint
 from ..engine.command import run_command
 from ..engine.config import make_config
-from ..engine.files import check_writable, lock_folders, save_checkpoint, save_json
+from ..engine.files import check_writable, lock_folders, save_checkpoint, save_json, saved_at
 from ..engine.loaders import DeviceLoader
 from ..engine.logs import Log, NoLog, read_log
 from ..engine.run import Run, open_run, plain_errors, save_last, train_all
@@ -95,7 +95,8 @@ class _Lab:
     device: torch.device
     root: Path | None      # holds CIFAR-10; None: drawings
     flag: StopFlag
-    whole: bool = True     # all arms, not some of them
+    only: tuple[str, ...] = ()  # of the arms; empty: all
+    seen: float = 0.0      # when the file was written last, as far as this session knows
 
     @functools.cached_property
     def train(self) -> Pictures:
@@ -118,10 +119,13 @@ _write_json = functools.partial(save_json, setting="--results or --output", inde
 
 def _note(lab: _Lab) -> None:
     "Bring the results file up to date."
+    if saved_at(lab.file) != lab.seen:
+        raise RunError(f"{lab.file}: another run writes there; give each --results and --output of its own")
     trials = lab.results["trials"]
     lab.results |= dict(date=datetime.date.today().isoformat(), chosen=plans.choose(lab.experiment, trials))
     for trial in trials: trial["seconds"] = round(sum(epoch["seconds"] for epoch in trial["epochs"]), 1)
     _write_json(lab.file, lab.results)
+    lab.seen = saved_at(lab.file)
 
 # %% ../../nbs/claims/experiment.ipynb #0b30d381
 def _convnet_epoch(lab: _Lab, s: dict, net: nn.Sequential, optimizer: SGD, seed: int, epoch: int) -> dict:
@@ -377,17 +381,17 @@ def _open_results(file: Path, folder: Path, mine: dict, command: str, device: to
                           versions=versions())
 
 # %% ../../nbs/claims/experiment.ipynb #13f9519e
-def _list_trials(e: Experiment, trials: list[dict], seeds: list[int] | None) -> str:
+def _list_trials(e: Experiment, trials: list[dict], seeds: list[int] | None, only: tuple[str, ...]) -> str:
     "The arms, the rule and what is done and to do, in lines of text."
     def listed(values: dict) -> str: return ", ".join(f"{key} {value}" for key, value in values.items())
     lines = [f"settings of all arms: {listed(e.base)}", "arms:"]
-    lines += [f"  {arm}: {listed(own) or 'nothing else'}" for arm, own in e.arms.items()]
+    lines += [f"  {arm}: {listed(e.arms[arm]) or 'nothing else'}" for arm in only or e.arms]
     lines.append(f"rule: {e.rule}")
     if e.shortened: lines.append(f"shortened: {e.shortened}")
     lines.append("trials:")
-    for arm, seed, limit in plans.plan(e, trials, seeds):
+    for arm, seed, limit in plans.plan(e, trials, seeds, only):
         trial = plans.find_trial(trials, arm, seed)
-        later = "done, and later " if trial and len(trial["epochs"]) > limit else ""
+        later = "done, and later " * (trial is not None and len(trial["epochs"]) > limit)
         lines.append(f"  {arm}, seed {seed}, at most {limit} epochs: {later}{describe(trial)}")
     if e.race and not plans.choose(e, trials):
         lines.append(f"  then the chosen arms with seeds {', '.join(map(str, seeds or e.seeds))}")
@@ -398,13 +402,13 @@ def _run_experiment(lab: _Lab, seeds: list[int] | None = None) -> int:
     "Every trial that is left, one after another; the exit code."
     try:
         with stop_on_signals(lab.flag):
-            while task := plans.next_trial(lab.experiment, lab.results["trials"], seeds):
+            while task := plans.next_trial(lab.experiment, lab.results["trials"], seeds, lab.only):
                 _run_trial(lab, *task)
     except Stopped as stop:
-        print(f"stopped ({stop}); the same command goes on from the last whole epoch")
+        print(f"stopped ({stop}); the same command goes on from there")
         return stop.code
     _note(lab)
-    if lab.whole: _forget(lab.folder)
+    if not lab.only and not seeds: _forget(lab.folder)  # nobody can go on with any of them
     print(f"done: {len(lab.results['trials'])} trials in {lab.file}")
     return 0
 
@@ -422,7 +426,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("name", choices=EXPERIMENTS, help="which")
     add("--scale", choices=("tiny", "cpu", "gpu", "full"), default="tiny", help=scales)
-    add("--arms", nargs="+", metavar="ARM", help="only these arms, so that several processes can share one")
+    add("--arms", nargs="+", metavar="ARM", help="only these; each process with its own --results, --output")
     add("--seeds", type=int, nargs="+", metavar="SEED", help="instead of the experiment's own")
     data = "holds CIFAR-10 (default: %(default)s)"
     add("--data", metavar="DIR", type=expand, default="alexnet_data_in", help=data)
@@ -441,13 +445,13 @@ def _default_file(name: str, scale: str) -> Path:
 
 # %% ../../nbs/claims/experiment.ipynb #b1d6940d
 def _chosen(args: argparse.Namespace) -> Experiment:
-    "The experiment, with the arms that were asked for. Raises `InputError` for what it has not."
+    "The experiment. Raises `InputError` for a scale or an arm that it has not."
     def one_of(flag: str, key: str, known: dict):
         if key in known: return known[key]
         raise InputError(f"{flag} {key}: {args.name} has {', '.join(known)}; choose from these")
     experiment = one_of("--scale", args.scale, EXPERIMENTS[args.name])
-    every = experiment.arms
-    return replace(experiment, arms={arm: one_of("--arms", arm, every) for arm in args.arms or every})
+    for arm in args.arms or (): one_of("--arms", arm, experiment.arms)
+    return experiment
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -470,13 +474,13 @@ def _experiment(args: argparse.Namespace) -> int:
     print(f"results: {file}; states of unfinished trials: {folder}")
     if args.list:
         known = _same_identity(file, _identity(args.name, args.scale)) or {"trials": []}
-        print(_list_trials(experiment, known["trials"], seeds))
+        print(_list_trials(experiment, known["trials"], seeds, tuple(args.arms or ())))
         return 0
     mine, device = _identity(args.name, args.scale, _find_data(root, experiment.images)), pick_device()
-    results = _open_results(file, folder, mine, _command(args), device)
     flag = StopFlag(began + 60 * args.minutes)
+    seen, results = saved_at(file), _open_results(file, folder, mine, _command(args), device)
     with lock_folders(folder):
-        lab = _Lab(experiment, results, file, folder, device, root, flag, whole=not args.arms)
+        lab = _Lab(experiment, results, file, folder, device, root, flag, tuple(args.arms or ()), seen)
         return _run_experiment(lab, seeds)
 
 # %% ../../nbs/claims/experiment.ipynb #b1daef1f

@@ -76,7 +76,7 @@ _SCHEDULED = {name: _authors(name, name) for name in _NETWORKS}
 _EQUAL = {f"{name}, 160 epochs": _authors(name, "13pct") for name in ("11pct_first", "11pct")}
 
 # %% ../../nbs/claims/plans.ipynb #3e5c9b08
-_LRN_FULL = Experiment("convnet", (50_000, 10_000), _CROPPED, _SCHEDULED | _EQUAL, tuple(range(5)),
+_LRN_FULL = Experiment("convnet", (50_000, 10_000), _CROPPED, _SCHEDULED | _EQUAL, (*range(5),),
                        _TEST_ONCE)
 _LRN_DRAWN = _CROPPED | dict(side=16, batch_size=16, stages=[[_ALL, 3, .001], [_ALL, 1, .0001]])
 _LRN_SHORT = _CROPPED | dict(stages=[[_ALL, 14, .001], [_ALL, 3, .0001], [_ALL, 3, .00001]])
@@ -182,16 +182,16 @@ def speed(trial: dict, until: float, race: int) -> tuple[float, float]:
 
 # %% ../../nbs/claims/plans.ipynb #97463e73
 def choose(experiment: Experiment, trials: list[dict]) -> dict[str, dict]:
-    """The fastest arm of each family (its arms' names but for the rate); nothing before the first round is
-    over, and no family all of whose arms diverged."""
+    """The fastest arm of each family (its arms' names but for the rate); no family whose first round is not
+    over, and none all of whose arms diverged."""
     arms, limit, chosen = experiment.arms, experiment.race, {}
     race = {trial["arm"]: trial for trial in trials if trial["seed"] == 0 and is_done(trial, limit)}
-    if not limit or not arms.keys() <= race.keys(): return {}
+    if not limit: return {}
     for family in dict.fromkeys(arm.rpartition(" ")[0] for arm in arms):
         members = [arm for arm in arms if arm.rpartition(" ")[0] == family]
-        speeds = {arm: speed(race[arm], experiment.base["until"], limit) for arm in members}
-        best = min(speeds, key=speeds.__getitem__)
-        if speeds[best] == (math.inf, math.inf): continue
+        speeds = {arm: speed(race[arm], experiment.base["until"], limit) for arm in members if arm in race}
+        best = min(speeds, key=speeds.__getitem__, default="")
+        if len(speeds) < len(members) or speeds[best] == (math.inf, math.inf): continue
         rates, rate = [arms[arm]["rate"] for arm in members], arms[best]["rate"]
         reached, at_edge = math.isfinite(speeds[best][0]), rate in (min(rates), max(rates))
         chosen[family] = dict(arm=best, rate=rate, reached=reached, at_edge=at_edge)
@@ -199,22 +199,23 @@ def choose(experiment: Experiment, trials: list[dict]) -> dict[str, dict]:
 
 # %% ../../nbs/claims/plans.ipynb #ef379607
 def plan(experiment: Experiment, trials: list[dict],
-         seeds: list[int] | None = None # instead of the experiment's own
+         seeds: list[int] | None = None, # instead of the experiment's own
+         only: tuple[str, ...] = ()      # these arms; the choice among all is the same
         ) -> list[tuple[str, int, int]]:
     """Trials in the order in which they run, each (arm, seed, epochs at most): one seed of every arm before a
     second of any."""
-    arms, first = list(experiment.arms), []
+    arms, first = list(only or experiment.arms), []
     if experiment.race:
         first = [(arm, 0, experiment.race) for arm in arms]
-        arms = [choice["arm"] for choice in choose(experiment, trials).values()]
+        arms = [one["arm"] for one in choose(experiment, trials).values() if one["arm"] in arms]
     return first + [(arm, seed, full_length(experiment, arm)) for seed in seeds or experiment.seeds
                     for arm in arms
                     if seeds or seed in experiment.arms[arm].get("seeds", experiment.seeds)]
 
 # %% ../../nbs/claims/plans.ipynb #d42c1441
-def next_trial(experiment: Experiment, trials: list[dict],
-               seeds: list[int] | None = None) -> tuple[str, int, int] | None:
+def next_trial(experiment: Experiment, trials: list[dict], seeds: list[int] | None = None,
+               only: tuple[str, ...] = ()) -> tuple[str, int, int] | None:
     "The first of the plan that is not done; None when all are."
-    for arm, seed, limit in plan(experiment, trials, seeds):
+    for arm, seed, limit in plan(experiment, trials, seeds, only):
         if not is_done(find_trial(trials, arm, seed), limit): return arm, seed, limit
     return None

@@ -35,7 +35,7 @@ class _Log:
     def bytes(self, **which) -> int:
         "Bytes of the messages, or of those with `place`, `way` or `sender` as given."
         return sum(m.bytes for m in self.messages
-                   if all(getattr(m, key) == value for key, value in which.items()))
+                   if all(getattr(m, k) == v for k, v in which.items()))
 
 # %% ../../nbs/claims/two_towers.ipynb #ffa5d4ae
 class _Send(torch.autograd.Function):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['replacing', 'Away', 'save_checkpoint', 'copy_checkpoint', 'save_json', 'remove_leftovers', 'read_held',
-           'lock_folders', 'file_system', 'CheckpointFolder', 'check_writable', 'launch_name', 'hold_folders']
+           'lock_folders', 'file_system', 'CheckpointFolder', 'saved_at', 'check_writable', 'launch_name',
+           'hold_folders']
 
 # %% ../../nbs/engine/files.ipynb #60d5cc6b
 import errno
@@ -161,7 +162,7 @@ class CheckpointFolder:
         try:
             _look(self)
             for path in self.spare.glob("alexnet_*.pkl") if self.away else ():
-                if _saved_at(path) >= _saved_at(self.folder / path.name):  # else an earlier run left it
+                if saved_at(path) >= saved_at(self.folder / path.name):  # else an earlier run left it
                     copy_checkpoint(path, self.folder / path.name)
             write(self.folder)
         except Away as e:
@@ -175,10 +176,9 @@ class CheckpointFolder:
             if self.away: _leave_spare(self)
 
 # %% ../../nbs/engine/files.ipynb #50d2b003
-def _saved_at(path: Path) -> float:
-    "When a file was written; 0 where there is none."
-    try: return path.stat().st_mtime
-    except OSError: return 0.0
+def saved_at(path: Path) -> float:
+    "When a file was written, in seconds; 0 where there is none."
+    return os.path.getmtime(path) if os.path.exists(path) else 0.0
 
 
 def _look(place: CheckpointFolder) -> None:

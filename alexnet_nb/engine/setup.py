@@ -77,8 +77,7 @@ def _load_data(cfg: Config) -> tuple[Images, Images]:
         raise InputError(f"data.val_images is {d.val_images}, but there are {len(train)} training images; "
                          f"hold out fewer than {len(train)}")
     if isinstance(train.items, list) and not {*train.items}.isdisjoint(test.items):
-        raise InputError(f"{train.items[0]}: is among the training and the test pictures; "
-                         "set paths.train_img_dir to another folder")
+        raise InputError(f"{train.items[0]}: is to be learnt and in the test; change paths.train_img_dir")
     return train, test
 
 # %% ../../nbs/engine/setup.ipynb #66747576
@@ -229,8 +228,7 @@ def starting_point(source: str, given: dict) -> tuple[Config, _Beginning]:
             raise InputError(f"model.{key} is {value!r}, but {source} has {known[key]!r}; leave it out")
     kept = {key: getattr(asked.model, key) for key in {*wanted, "num_classes"}}
     if "recipe" not in data and (own := {"colour", "unit_variance"} & data.keys()):
-        raise InputError(f"data.{min(own)} is given, but {source} brings its own recipe; leave it out, "
-                         "or give data.recipe as well")
+        raise InputError(f"data.{min(own)} needs data.recipe beside it, for {source} brings its own recipe")
     switches = {key: getattr(asked.data, key) for key in ("flip", "crop") if key in data}
     recipe = None if "recipe" in data else replace(found.recipe, **switches)
     return (make_config(merge(given, {"model": known | kept})),

@@ -1,4 +1,4 @@
-// The numbers of the three explorers, without a line that draws. Each function repeats one of a notebook's
+// The numbers of the four explorers, without a line that draws. Each function repeats one of a notebook's
 // cells (named above it); tests/test_explorers.py computes both and compares.
 
 // Python's format(x, "g"): six digits at most, no zeros at the end.

@@ -347,9 +347,11 @@ async function openLayers() {
 
 // ------------------------------------------------------------------------------------------------ the camera
 
-let camera = null;
+let camera = null, asking = false;
 
 async function startCamera() {
+  if (asking) return; // the browser has not been answered yet
+  asking = true;
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia(
@@ -359,12 +361,13 @@ async function startCamera() {
       NotFoundError: 'There is no camera on this machine.'}[error.name]
       ?? 'The camera cannot be used here. A browser lends it only to pages that come by https.', true);
     return;
-  }
+  } finally { asking = false; }
   const times = [];
   camera = {stream, rate: () => times.length < 2 ? 0 : 1000 * (times.length - 1) / (times.at(-1) - times[0])};
   const video = element('video');
   video.srcObject = stream;
-  await video.play();
+  try { await video.play(); } catch { if (camera?.stream === stream) stopCamera(); }
+  if (camera?.stream !== stream) return; // stopped in between
   video.hidden = false;
   element('picture').hidden = true;
   element('caption').textContent = 'From the camera; it stays on this machine.';
@@ -385,7 +388,7 @@ function stopCamera() {
   for (const track of camera.stream.getTracks()) track.stop();
   camera = null;
   const video = element('video');
-  drawPicture(video, video.videoWidth, video.videoHeight, 'The last picture of the camera');
+  if (video.videoWidth) drawPicture(video, video.videoWidth, video.videoHeight, 'The last picture of the camera');
   video.hidden = true;
   video.srcObject = null;
   element('picture').hidden = false;

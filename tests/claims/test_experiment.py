@@ -162,7 +162,8 @@ def test_rule_waits_for_every_first_run_and_looks_no_further():
     trials = [trial(.5, .4, arm=f"{act} {rate}") for act in ("relu", "tanh") for rate in (.001, .002)]
     before = chosen(*trials)
     assert set(before) == {"relu", "tanh"} and before["relu"]["arm"] == "relu 0.001"
-    assert chosen(*trials[:3]) == {} and chosen(*trials[:3], trials[3] | dict(finished=False)) == {}
+    assert ({*chosen(*trials[:3])} == {*chosen(*trials[:3], trials[3] | dict(finished=False))} == {"relu"}
+            and chosen(trials[0], trials[2]) == {})
     later = trial(.5, .4, .0, .0, arm="relu 0.001", stopped=None)   # the chosen one, under way again
     assert chosen(later, *trials[1:]) == before
     assert chosen(trial(.5, .45, .0, .0, arm="relu 0.001", stopped="4 epochs"),
@@ -456,6 +457,57 @@ def test_list_runs_nothing(known, monkeypatch, capsys):
     assert run("race", "--list") == 0 and snapshot(Path()) == before
     out = capsys.readouterr().out
     assert "to do" not in out and out.count("at most 4 epochs: 4 epochs, training error") == 4
+
+
+def test_a_first_round_that_went_on_is_not_said_to_have_done_so_in_fewer_epochs(known, capsys):
+    assert run("race") == 0
+    results = read(clock=True)
+    for trial in results["trials"]: trial["epochs"] *= 2
+    Path("r.json").write_text(json.dumps(results))
+    capsys.readouterr()
+    assert run("race", "--list") == 0
+    assert "at most 4 epochs: done, and later 4 epochs, training error" in capsys.readouterr().out
+
+
+# --- some arms, some seeds, two at once
+
+def test_fewer_seeds_leave_the_states_of_others(known, monkeypatch):
+    monkeypatch.setattr(claims_plans, "is_done", lambda trial, limit: bool(trial and trial["finished"]))
+    state = Path("states/race-tiny/tanh-0.001-seed-1/state.pkl")
+    state.parent.mkdir(parents=True)
+    state.touch()
+    assert run("race", "--seeds", "0") == 0 and state.exists()
+
+
+def test_a_loser_is_not_chosen_among_itself(known):
+    assert run("race") == 0
+    before = read()
+    arms = {t["arm"] for t in before["trials"]} - {one["arm"] for one in before["chosen"].values()}
+    assert run("race", "--arms", *sorted(arms)) == 0
+    after = read()
+    assert after["chosen"] == before["chosen"] and after["trials"] == before["trials"]
+
+
+def test_all_arms_of_a_family_are_enough_for_its_choice(known):
+    relu = [arm for arm in claims_plans.EXPERIMENTS["race"]["tiny"].arms if arm.startswith("relu")]
+    assert run("race", "--arms", *relu) == 0
+    results = read()
+    assert list(results["chosen"]) == ["relu"]
+    assert {(t["arm"], t["seed"]) for t in results["trials"]} == {
+        *((arm, 0) for arm in relu), (results["chosen"]["relu"]["arm"], 1)}
+
+
+def test_another_run_on_the_same_file_is_noticed(known, monkeypatch, capsys):
+    "Its trials would be lost, for each writes what it knows."
+    work = claims_experiment._work
+    def meanwhile(*args):
+        Path("r.json").write_text("{}")
+        os.utime("r.json", (1, 1))
+        return work(*args)
+    monkeypatch.setattr(claims_experiment, "_work", meanwhile)
+    assert run("race") == 1
+    assert "r.json: another run writes there; give each" in capsys.readouterr().err
+    assert Path("r.json").read_text() == "{}"
 
 
 # --- divergence

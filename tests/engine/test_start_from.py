@@ -237,7 +237,7 @@ def test_a_config_of_another_network_goes_on_with_nothing(tmp_path, no_panels):
 @pytest.mark.parametrize("key, value", [("colour", 0.0), ("unit_variance", True)])
 def test_a_part_of_another_recipe_is_not_dropped_without_a_word(key, value, final):
     given = {"data": {"dataset": "drawings", key: value}}
-    with pytest.raises(InputError, match=f"data.{key} is given, but .* brings its own recipe"):
+    with pytest.raises(InputError, match=f"data.{key} needs data.recipe beside it"):
         engine_setup.starting_point(str(final), given)
     cfg, begin = engine_setup.starting_point(str(final), {"data": given["data"] | {"recipe": "paper"}})
     assert getattr(cfg.data, key) == value and begin.recipe is None

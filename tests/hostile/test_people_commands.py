@@ -112,7 +112,7 @@ SAID = {
     "Users": ('paths:\n  output_dir: "C:\\Users\\ada"\n', ":2: not valid YAML", "single quotes, or with /"),
     "the end": ('paths:\n  output_dir: "D:\\"\n', "not valid YAML", "single quotes, or with /"),
     "no section": ("training: 3\n", "training is 3; it must be a section, with keys below it"),
-    "none": ("data:\n  train_images: none\n", "data.train_images is 'none'", "nothing is written as null"),
+    "none": ("data:\n  train_images: none\n", "data.train_images is 'none'", "for nothing, write null"),
     "unset": ("paths:\n  output_dir: $NOT_SET_HERE/out\n", "the variable $NOT_SET_HERE is not set"),
     "unset in braces": ("paths:\n  output_dir: a/${NOT_SET_HERE}\n", "${NOT_SET_HERE} is not set"),
     "nobody": ("data:\n  data_dir: ~nobody_of_this_name/x\n", "no user 'nobody_of_this_name'"),

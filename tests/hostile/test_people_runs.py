@@ -335,7 +335,7 @@ def test_a_class_of_heic_alone(tmp_path):
 def test_the_test_is_never_what_was_learnt(tmp_path, capsys):
     root = tree(tmp_path / "data", train__cat=5, train__dog=5, test__cat=3, test__dog=3)
     code, _, err = ends(own(tmp_path / "out", root, paths__train_img_dir="test"), capsys)
-    assert code == 2 and "is among the training and the test pictures; set paths.train_img_dir" in err
+    assert code == 2 and "is to be learnt and in the test; change paths.train_img_dir" in err
 
 
 def test_sub_folders_as_torchvision_reads_them(tmp_path):

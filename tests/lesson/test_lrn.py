@@ -250,3 +250,22 @@ def test_constants_that_cannot_be(wrong):
 
 def test_a_layer_needs_a_group():
     with pytest.raises(ValueError, match="groups is 0"): LocalResponseNorm(groups=0)
+
+
+@pytest.mark.parametrize("g_learns", [False, True])
+def test_the_second_derivative_is_right(g_learns):
+    "Whether the gradient from above needs one itself or not."
+    torch.manual_seed(0)
+    x = (3 * torch.randn(2, 5, 2, 2, dtype=torch.float64)).requires_grad_()
+    found = []
+    for f in (LocalResponseNorm(alpha=0.5), torch.nn.LocalResponseNorm(5, alpha=0.5, k=2.0)):
+        y = f(x).square().sum() if g_learns else f(x).sum()
+        slope, = torch.autograd.grad(y, x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), x)[0])
+    assert found[0].any()
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("wrong", [dict(n=5.0), dict(n=float("inf")), dict(k=float("nan")), dict(groups=1.5)])
+def test_constants_that_cannot_be_are_refused_when_the_layer_is_made(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))): LocalResponseNorm(**wrong)

@@ -414,3 +414,38 @@ def test_a_scheduler_alone_brings_its_optimizer():
     train(model, [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))], epochs=1,
           scheduler=make_scheduler(optimizer, "step"))
     assert len(optimizer.state) == 2, "Adam has taken no step"
+
+
+def test_class_probabilities_as_targets_are_counted_by_the_likeliest():
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(6, 3), torch.randn(8, 6)
+    y = torch.rand(8, 3).softmax(1)
+    epoch, = train(net, [(x, y)], epochs=1, learning_rate=1e-9)
+    assert epoch.accuracy == (net(x).argmax(1) == y.argmax(1)).float().mean().item()
+
+
+def test_evaluating_leaves_nothing_that_cannot_be_learnt_from():
+    "Also what a module makes in its first pass."
+    class Caches(torch.nn.Linear):
+        ramp = None
+        def forward(self, x):
+            if self.ramp is None: self.ramp = torch.linspace(0, 1, 6) * self.weight.new_ones(6)
+            return super().forward(x * self.ramp)
+    net, batches = Caches(6, 3), [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), torch.arange(4), "more")]
+    evaluate(net, batches)
+    train(net, batches, batches, epochs=1)
+
+
+def test_labels_of_eight_bits_do_not_wrap_round():
+    y = torch.arange(20).repeat(2).to(torch.uint8)
+    net = torch.nn.Linear(4, 20)
+    counts = confusion_matrix(evaluate(net, [(torch.randn(40, 4), y)]))
+    assert counts.sum(1).tolist() == [2] * 20
+
+
+def test_a_plateau_drops_every_group_three_times():
+    groups = [dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=lr) for lr in (0.01, 0.0001)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = make_scheduler(optimizer, "plateau", step_size=0)
+    for _ in range(8): scheduler.step(1.0)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([1e-5, 1e-7])
