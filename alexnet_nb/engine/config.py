@@ -205,7 +205,7 @@ def _explain(error: Mapping[str, Any], source: str) -> str:
         return f"{source}: unknown key {brief('.'.join(loc))}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "model_type": message = "it must be a section, with keys below it"
-    if str(error["input"]).lower() == "none": message += "; for nothing, write null"
+    if error["input"] in ("none", "None"): message += "; for nothing, write null"
     if not loc: return f"{source}: {message}"
     if error["type"] == "string_type" and type(error["input"]) in (bool, int, float):
         message += "; put it in quotes"
