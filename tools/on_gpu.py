@@ -1,7 +1,7 @@
 """All that this project wants from a GPU, in order of worth, in so many minutes; and its way back.
 
     python tools/on_gpu.py --out DIR --data cifar10-jpeg.tar.xz --minutes 8   run it
-    python tools/on_gpu.py --out DIR --dry                                    most kinds, small, on a CPU
+    python tools/on_gpu.py --out DIR --dry                                    each kind, small, on a CPU
     python tools/on_gpu.py --merge DIR                                        what came back, into nbs/results
 
 Every part is a process of its own. In the first minute each kind with a short form is tried, and what is
@@ -145,7 +145,7 @@ def _parts() -> list[Part]:
 
 PARTS = _parts()
 DRY = {"check", "cells", "bench", "cifar10_gpu", "compress_gpu", "ten_views_gpu", "lrn_13_to_11 13pct 0",
-       "relu_vs_tanh relu", "ablations base 0"}  # of most kinds one
+       "relu_vs_tanh relu", "ablations base 0", "two_towers", "inside_two_towers"}  # one of each kind
 
 
 # --- running ---
